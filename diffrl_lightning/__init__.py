@@ -1,0 +1,21 @@
+"""Diffusion models for reinforcement learning, every role on one DDPM backbone.
+
+All classes that a configuration may name are here, so that YAML says ``class_path: Diffuser``.
+"""
+
+from diffrl_lightning.callbacks import PlanFigure, Rollout
+from diffrl_lightning.data import SequenceData, TransitionData
+from diffrl_lightning.modules import Diffuser, DiffusionModule
+from diffrl_lightning.types import InputError
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Diffuser",
+    "DiffusionModule",
+    "InputError",
+    "PlanFigure",
+    "Rollout",
+    "SequenceData",
+    "TransitionData",
+]

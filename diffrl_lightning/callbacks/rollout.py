@@ -1,0 +1,189 @@
+"""Rolls the policy out in its environment after every validation, and in tests."""
+
+from __future__ import annotations
+
+import json
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from lightning.pytorch.utilities import rank_zero_only
+from tqdm.auto import tqdm
+
+from diffrl_lightning.envs.evaluate import Evaluation, evaluate
+from diffrl_lightning.envs.pointmaze import Maze
+from diffrl_lightning.metrics import RolloutMetrics
+from diffrl_lightning.types import EnvSource, InputError, Policy
+
+_VALIDATION_SEEDS = 1_000_000  # added to the seed, so that tests see episodes of their own
+_PACKAGES = ("diffrl_lightning", "torch", "lightning", "gymnasium", "numpy")
+
+
+class Rollout(pl.Callback):
+    """Evaluates ``pl_module.make_policy(**policy_kwargs)`` in the datamodule's environment.
+
+    Episode i starts from ``seed + i`` in tests, and from ``seed + 1000000 + i`` in validation, by
+    which checkpoints are chosen. Episodes are split over processes and gathered. Logs
+    ``val/return_mean`` and so on; a test prints its table and writes ``results.json``.
+
+    Args:
+        num_episodes: episodes of a test.
+        val_episodes: episodes of a validation; 0 leaves rollouts to tests.
+        seed: of the first episode.
+        num_envs: environments that run at once, in each process.
+        asynchronous: run every environment in a process of its own.
+        policy_kwargs: keywords of the role's ``make_policy``: how to sample and to act.
+        results_path: where a test writes its figures; default ``results.json`` in the run's folder.
+        keep_episodes: of how many episodes the path and the first plan are kept for pictures.
+
+    Raises:
+        InputError: if a number is out of range.
+    """
+
+    def __init__(
+        self,
+        num_episodes: int = 50,
+        val_episodes: int = 10,
+        seed: int = 0,
+        num_envs: int = 10,
+        asynchronous: bool = False,
+        policy_kwargs: dict[str, Any] | None = None,
+        results_path: str | None = None,
+        keep_episodes: int = 8,
+    ) -> None:
+        if num_episodes < 1 or val_episodes < 0 or num_envs < 1:
+            raise InputError(
+                f"Rollout needs {num_episodes=} and {num_envs=} of at least 1 and {val_episodes=} "
+                "of at least 0."
+            )
+        self.num_episodes, self.val_episodes, self.seed = num_episodes, val_episodes, seed
+        self.num_envs, self.asynchronous = num_envs, asynchronous
+        self.policy_kwargs = policy_kwargs or {}
+        self.results_path, self.keep_episodes = results_path, keep_episodes
+        self.evaluation: Evaluation | None = None
+        self.plans: dict[int, np.ndarray] = {}  # seed -> the episode's first plan (H, O)
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Refuse keywords that the role's policy does not take before any training."""
+        try:
+            pl_module.make_policy(**self.policy_kwargs)  # type: ignore[operator]
+        except TypeError as error:
+            raise InputError(f"rollout.policy_kwargs does not fit: {error}.") from error
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Roll out and log under ``val/``."""
+        if self.val_episodes and not trainer.sanity_checking:
+            seed = self.seed + _VALIDATION_SEEDS
+            result = self._run(trainer, pl_module, seed, self.val_episodes)
+            self._log(pl_module, result, "val")
+
+    def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Roll out, log under ``test/``, print and write the results."""
+        result = self._run(trainer, pl_module, self.seed, self.num_episodes)
+        self._log(pl_module, result, "test")
+        self._write(trainer, result)
+
+    def _run(
+        self, trainer: pl.Trainer, pl_module: Any, seed: int, num_episodes: int
+    ) -> dict[str, float]:
+        source: EnvSource = trainer.datamodule  # type: ignore[attr-defined]
+        seeds = list(range(seed, seed + num_episodes))[trainer.global_rank :: trainer.world_size]
+        metrics = RolloutMetrics(source.ref_scores).to(pl_module.device)
+        envs = source.make_vector_env(max(1, min(self.num_envs, len(seeds))), self.asynchronous)
+        maze = Maze.of(source.make_env())
+        devices = [pl_module.device] if pl_module.device.type == "cuda" else []
+        bar = tqdm(desc="Rollout", unit="step", leave=False, disable=trainer.global_rank > 0)
+        was_training = pl_module.training
+        with torch.random.fork_rng(devices), torch.no_grad():
+            recorder = _PlanRecorder(
+                pl_module.eval().make_policy(**self.policy_kwargs), self.keep_episodes
+            )
+            self.evaluation = evaluate(
+                recorder, envs, seeds, keep_paths=self.keep_episodes, progress=bar.update
+            )
+        pl_module.train(was_training)
+        bar.close()
+        envs.close()
+        self.plans = recorder.first_plans
+        self._update(metrics, self.evaluation)
+        if maze is not None:
+            for plans in recorder.plans:
+                metrics.update("plan", torch.as_tensor(~maze.crosses_wall(plans)))
+        return metrics.compute()
+
+    @staticmethod
+    def _update(metrics: RolloutMetrics, evaluation: Evaluation) -> None:
+        episodes = evaluation.episodes
+        metrics.update("return", torch.tensor([e.episode_return for e in episodes]))
+        metrics.update("length", torch.tensor([e.length for e in episodes]))
+        successes = [e.success for e in episodes if e.success is not None]
+        metrics.update("success", torch.tensor(successes))
+        if evaluation.num_decisions:
+            seconds = torch.tensor([evaluation.decision_seconds], dtype=torch.float64)
+            metrics.update("decision_seconds", seconds, repeats=evaluation.num_decisions)
+
+    @staticmethod
+    def _log(pl_module: pl.LightningModule, result: dict[str, float], stage: str) -> None:
+        for name, value in result.items():
+            bar = name in ("return_mean", "success_rate", "wall_free_rate")
+            # Already reduced over processes; float64 on a device that has none would fail.
+            pl_module.log(f"{stage}/{name}", float(value), prog_bar=bar, rank_zero_only=False)
+        if stage == "val" and result:
+            pl_module.log("hp_metric", float(result["return_mean"]))
+
+    @rank_zero_only
+    def _write(self, trainer: pl.Trainer, result: dict[str, float]) -> None:
+        datamodule = trainer.datamodule  # type: ignore[attr-defined]
+        record = {
+            **result,
+            "seeds": [self.seed, self.seed + self.num_episodes - 1],
+            "num_episodes": self.num_episodes,
+            "policy_kwargs": self.policy_kwargs,
+            "role": type(trainer.lightning_module).__name__,
+            "dataset": getattr(datamodule, "datasets", None),
+            "env_id": getattr(getattr(datamodule, "env_config", None), "env_id", None),
+            "ref_scores": datamodule.ref_scores,
+            "checkpoint": str(trainer.ckpt_path) if trainer.ckpt_path else None,
+            "global_step": trainer.global_step,
+            "train_seed": getattr(trainer.lightning_module, "_noise_seed", None),
+            "versions": {"python": platform.python_version()}
+            | {name: version(name) for name in _PACKAGES},
+        }
+        folder = Path(trainer.log_dir or trainer.default_root_dir)
+        path = Path(self.results_path) if self.results_path else folder / "results.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(record, indent=2) + "\n")
+        tqdm.write(f"Results: {path}")
+
+
+class _PlanRecorder:
+    """Passes a policy through, and keeps the plans of one that makes plans."""
+
+    def __init__(self, policy: Policy, keep: int) -> None:
+        self.policy, self.keep = policy, keep
+        self.plans: list[np.ndarray] = []  # (M, H, 2) positions
+        self.first_plans: dict[int, np.ndarray] = {}
+        self._seeds: list[int] = []
+        self._fresh: set[int] = set()
+
+    def reset(self, mask: torch.Tensor, seeds: Any = None) -> None:
+        self.policy.reset(mask, seeds)
+        rows = mask.nonzero()[:, 0].tolist()
+        self._seeds = list(seeds)
+        self._fresh |= set(rows)
+
+    def act(self, observations: torch.Tensor) -> torch.Tensor:
+        actions = self.policy.act(observations)
+        made = getattr(self.policy, "new_plans", None)
+        if made is not None:
+            rows, states = made[0].tolist(), made[1].numpy()
+            self.plans.append(states[..., :2])
+            for row, plan in zip(rows, states, strict=True):
+                if row in self._fresh and len(self.first_plans) < self.keep:
+                    self.first_plans[self._seeds[row]] = plan
+        self._fresh.clear()
+        return actions

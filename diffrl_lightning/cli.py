@@ -1,0 +1,109 @@
+"""The command line: Lightning's, with the links and defaults of this library."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+from diffrl_lightning.callbacks import Rollout
+from diffrl_lightning.modules import DiffusionModule
+from diffrl_lightning.modules.base import ROLE_KEY, read_checkpoint
+from diffrl_lightning.types import InputError
+
+_LINKS = ("observation_dim", "action_dim", "goal_dim", "horizon", "stride")
+_CKPT_WORDS = ("best", "last", "hpc")
+
+
+class DiffRLCLI(LightningCLI):
+    """Fills the model's dimensions from the data; adds the groups ``rollout`` and ``checkpoint``."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add groups, links and defaults."""
+        for name in _LINKS:
+            parser.link_arguments(
+                f"data.{name}", f"model.init_args.{name}", apply_on="instantiate"
+            )
+        parser.add_argument(
+            "--test_after_fit",
+            type=bool,
+            default=False,
+            help="After fit, test the checkpoint with the best rollout and write results.json.",
+        )
+        parser.add_lightning_class_args(Rollout, "rollout")
+        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.set_defaults(
+            {
+                "checkpoint.monitor": "val/return_mean",
+                "checkpoint.mode": "max",
+                "checkpoint.save_last": True,
+                "checkpoint.filename": "best",
+                "checkpoint.enable_version_counter": False,
+            }
+        )
+
+    def after_fit(self) -> None:
+        """Test the best checkpoint, where that was asked for."""
+        if self._get(self.config, "test_after_fit"):
+            self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path="best")
+
+    def _parse_ckpt_path(self) -> None:
+        """Check the checkpoint before anything is built, and take the model's arguments from it."""
+        config = self.config.get(self.config.get("subcommand") or "")
+        path = config.get("ckpt_path") if config else None
+        if not path or path in _CKPT_WORDS:
+            return
+        checkpoint = read_checkpoint(str(path))
+        role = checkpoint.get(ROLE_KEY)
+        wanted = config.model.class_path.rsplit(".", 1)[-1]
+        if role != wanted:
+            raise InputError(
+                f"{str(path)!r} holds {role or 'no role of this library'}, but the configuration "
+                f"asks for {wanted}: give a checkpoint or a configuration of the same role."
+            )
+        hparams = dict(checkpoint["hyper_parameters"])
+        for private in ("_instantiator", "_class_path", *_LINKS):
+            hparams.pop(private, None)
+        model = {"class_path": config.model.class_path, "init_args": hparams}
+        self.config = self.parser.parse_object(
+            {self.config.subcommand: {"model": model}}, self.config
+        )
+
+
+def main(args: Any = None) -> None:
+    """Run the command line; bad input ends it with one sentence and exit code 2."""
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_news)
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    torch.set_float32_matmul_precision("high")
+    try:
+        DiffRLCLI(
+            DiffusionModule,
+            pl.LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            trainer_defaults={
+                "inference_mode": False,  # value guidance needs gradients in tests
+                "num_sanity_val_steps": 0,
+                "logger": {
+                    "class_path": "lightning.pytorch.loggers.TensorBoardLogger",
+                    "init_args": {"save_dir": "runs", "name": "diffrl"},
+                },
+            },
+            parser_kwargs={"description": "Diffusion models for reinforcement learning."},
+            args=args,
+        )
+    except InputError as error:
+        print(f"diffrl: error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    return "litlogger" not in record.getMessage() and "💡" not in record.getMessage()

@@ -1,0 +1,115 @@
+"""D4RL's HDF5 layout: flat arrays, an episode ends at a terminal or a timeout."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from diffrl_lightning.data.episodes import Episodes
+from diffrl_lightning.data.scores import d4rl_reference
+from diffrl_lightning.data.sources import DatasetInfo, SourceOptions
+from diffrl_lightning.types import InputError
+
+_REQUIRED = ("observations", "actions", "rewards", "terminals")
+_BLOCK = 65_536
+
+
+@contextmanager
+def _open(dataset: str) -> Iterator[h5py.File]:
+    try:
+        file = h5py.File(Path(dataset).expanduser(), "r")
+    except OSError as error:
+        raise InputError(f"{dataset!r} is not a readable HDF5 file: {error}.") from error
+    with file:
+        for name in _REQUIRED:
+            if name not in file:
+                raise InputError(
+                    f"{dataset!r} has no array {name!r}: D4RL's layout needs {', '.join(_REQUIRED)}."
+                )
+        lengths = {name: len(file[name]) for name in _REQUIRED}
+        if len(set(lengths.values())) > 1:
+            raise InputError(f"{dataset!r} has arrays of unequal lengths: {lengths}.")
+        if file["observations"].ndim != 2 or file["actions"].ndim != 2:
+            raise InputError(f"{dataset!r} needs observations and actions of two dimensions.")
+        yield file
+
+
+def describe(dataset: str, options: SourceOptions) -> DatasetInfo:
+    """Dimensions, and the environment's id where the file's metadata has one."""
+    with _open(dataset) as file:
+        stored = file.get("metadata/env_id")
+        env_id = None if stored is None else stored[()].decode()
+        return DatasetInfo(
+            observation_dim=file["observations"].shape[1],
+            action_dim=file["actions"].shape[1],
+            env_id=env_id,
+            ref_scores=d4rl_reference(options.env_id or env_id or ""),
+        )
+
+
+def prepare(dataset: str, options: SourceOptions) -> None:
+    """A file is there or it is not."""
+
+
+def load(dataset: str, options: SourceOptions) -> Episodes:
+    """Read a file block by block, so that no array is ever in memory twice."""
+    with _open(dataset) as file:
+        terminations = _flags(file, "terminals")
+        n = len(terminations)
+        truncations = _flags(file, "timeouts") if "timeouts" in file else _timeouts(terminations)
+        ends = terminations | truncations
+        truncations[-1] |= not ends[-1]  # a file may stop in mid-episode
+        offsets = np.concatenate([[0], np.flatnonzero(ends) + 1, [] if ends[-1] else [n]])
+        offsets = offsets.astype(np.int64)
+        e = len(offsets) - 1
+        observations = np.empty((n + e, file["observations"].shape[1]), np.float32)
+        actions = np.empty(file["actions"].shape, np.float32)
+        rewards = np.empty(n, np.float32)
+        for start in range(0, n, _BLOCK):
+            rows = np.arange(start, min(start + _BLOCK, n))
+            block = slice(start, start + _BLOCK)
+            episode = np.searchsorted(offsets, rows, side="right") - 1
+            observations[rows + episode] = file["observations"][block]
+            actions[block] = file["actions"][block]
+            rewards[block] = file["rewards"][block].reshape(-1)
+        last = offsets[1:] + np.arange(e)  # rows of the final observations
+        with_next = "next_observations" in file
+        observations[last] = (
+            _rows(file["next_observations"], offsets[1:] - 1)
+            if with_next
+            else observations[last - 1]
+        )
+    return Episodes(
+        observations=observations,
+        actions=actions,
+        rewards=rewards,
+        terminations=terminations,
+        truncations=truncations,
+        offsets=offsets,
+        final_observed=np.full(e, with_next),
+    )
+
+
+def _flags(file: h5py.File, name: str) -> np.ndarray:
+    return file[name][:].reshape(-1).astype(bool)
+
+
+def _rows(array: h5py.Dataset, rows: np.ndarray) -> np.ndarray:
+    """Some rows of an array, block by block."""
+    parts = []
+    for start in range(0, len(array), _BLOCK):
+        inside = rows[(rows >= start) & (rows < start + _BLOCK)]
+        parts.append(array[start : start + _BLOCK][inside - start])
+    return np.concatenate(parts)
+
+
+def _timeouts(terminations: np.ndarray, max_episode_steps: int = 1000) -> np.ndarray:
+    """Without ``timeouts`` an episode ends after ``max_episode_steps``, as D4RL counts."""
+    step = np.arange(len(terminations))
+    starts = np.where(np.concatenate([[True], terminations[:-1]]), step, 0)
+    since = step - np.maximum.accumulate(starts)
+    return (since % max_episode_steps == max_episode_steps - 1) & ~terminations

@@ -1,0 +1,303 @@
+"""DataModules: a dataset, its environment and its loaders."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import gymnasium as gym
+import lightning.pytorch as pl
+import numpy as np
+from gymnasium.vector import VectorEnv
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from diffrl_lightning.data import sources
+from diffrl_lightning.data.datasets import Padding, Transitions, Windows
+from diffrl_lightning.data.episodes import Episodes, concatenate
+from diffrl_lightning.data.sampler import BatchSampler
+from diffrl_lightning.envs.make import EnvConfig, layout, layout_dims
+from diffrl_lightning.types import InputError
+
+
+class OfflineData(pl.LightningDataModule, ABC):
+    """What all datamodules share: reading, splitting, loading, and the environment.
+
+    The constructor reads metadata only; ``prepare_data`` downloads or generates, ``setup`` loads.
+
+    Args:
+        dataset: what to train on: a Minari id, a D4RL file (.hdf5), an OGBench file (.npz), a PointMaze
+            to generate (``pointmaze/umaze``), or a list of these.
+        env_id: Gymnasium id of the evaluation environment, where the dataset does not name it.
+        env_kwargs: keywords of ``gymnasium.make``; a ``maze_map`` here is also the map of a PointMaze
+            to generate.
+        observation_keys: entries of a dictionary observation that make the state, in this order.
+        goal_key: entry of a dictionary observation that is the goal.
+        ref_scores: random and expert return for the normalised score, where the dataset has none.
+        batch_size: samples of a batch, on each device.
+        val_fraction: share of the episodes held out for validation.
+        generate_steps: steps of a dataset that is generated.
+        join_episodes: join episodes that continue physically into the next up to this many steps
+            (PointMaze); 0 leaves them apart.
+        seed: of the split and of the batches.
+        pin_memory: copy batches to page-locked memory, for CUDA.
+    """
+
+    def __init__(
+        self,
+        dataset: str | list[str],
+        env_id: str | None = None,
+        env_kwargs: dict[str, Any] | None = None,
+        observation_keys: list[str] | None = None,
+        goal_key: str | None = None,
+        ref_scores: tuple[float, float] | None = None,
+        batch_size: int = 64,
+        val_fraction: float = 0.05,
+        generate_steps: int = 100_000,
+        join_episodes: int = 0,
+        seed: int = 0,
+        pin_memory: bool = False,
+    ) -> None:
+        super().__init__()
+        if batch_size < 1:
+            raise InputError(f"{batch_size=} must be at least 1.")
+        if not 0 <= val_fraction < 1:
+            raise InputError(f"{val_fraction=} must lie in [0, 1).")
+        self.datasets = sources.as_list(dataset)
+        self.batch_size, self.val_fraction, self.seed = batch_size, val_fraction, seed
+        self.join_episodes, self.pin_memory = join_episodes, pin_memory
+        self._ref_scores = ref_scores
+        self.horizon = self.stride = 1
+        self.options = sources.SourceOptions(
+            env_id=env_id,
+            env_kwargs=env_kwargs or {},
+            observation_keys=tuple(observation_keys) if observation_keys else None,
+            goal_key=goal_key,
+            num_steps=generate_steps,
+        )
+        infos = [sources.describe(name, self.options) for name in self.datasets]
+        dims = {(info.observation_dim, info.action_dim, info.goal_dim) for info in infos}
+        if len(dims) > 1:
+            raise InputError(f"The datasets of a list need equal dimensions, not {sorted(dims)}.")
+        self.observation_dim, self.action_dim, self.goal_dim = dims.pop()
+        self._env_id = env_id or infos[0].env_id
+        self._env_kwargs: Mapping[str, Any] = {**infos[0].env_kwargs}
+        if env_kwargs and not infos[0].env_kwargs.get("maze_map"):
+            self._env_kwargs = {**self._env_kwargs, **env_kwargs}
+        self._check_env()
+        self.train_data: Dataset | None = None
+        self.val_data: Dataset | None = None
+        self.train_episodes: Episodes | None = None
+
+    @property
+    def ref_scores(self) -> tuple[float, float] | None:
+        """Random and expert return, or None where they are unknown."""
+        return self._ref_scores or sources.describe(self.datasets[0], self.options).ref_scores
+
+    @cached_property
+    def env_config(self) -> EnvConfig:
+        """How evaluation environments are built.
+
+        Raises:
+            InputError: if no environment is known.
+        """
+        if self._env_id is None:
+            raise InputError(
+                f"{self.datasets[0]!r} does not name its environment: give env_id, the Gymnasium id."
+            )
+        options = self.options
+        return EnvConfig(self._env_id, self._env_kwargs, options.observation_keys, options.goal_key)
+
+    def make_env(self, render_mode: str | None = None) -> gym.Env:
+        """One evaluation environment with flat observations."""
+        return self.env_config.make(render_mode)
+
+    def make_vector_env(self, num_envs: int, asynchronous: bool = False) -> VectorEnv:
+        """Several evaluation environments, which are not reset automatically."""
+        return self.env_config.make_vector(num_envs, asynchronous)
+
+    def prepare_data(self) -> None:
+        """Generate or download what is not on disk."""
+        for name in self.datasets:
+            sources.prepare(name, self.options)
+
+    def setup(self, stage: str) -> None:
+        """Read the arrays, once, and split them by episode."""
+        if self.train_data is not None:
+            return
+        episodes = concatenate([sources.load(name, self.options) for name in self.datasets])
+        if self.join_episodes:
+            episodes = episodes.joined(self.join_episodes)
+        train, val = self._split(episodes)
+        self.train_episodes = train
+        self.train_data = self.make_dataset(train)
+        self.val_data = self.make_dataset(val)
+
+    @abstractmethod
+    def make_dataset(self, episodes: Episodes) -> Dataset:
+        """The dataset whose items make batches."""
+
+    def train_dataloader(self) -> DataLoader:
+        """Batches that are a function of the seed and of their number."""
+        trainer = self.trainer
+        loop = trainer.fit_loop.epoch_loop if trainer is not None else None
+        return self._loader(
+            self.train_data,
+            BatchSampler(
+                len(self.train_data),  # type: ignore[arg-type]
+                batch_size=self.batch_size,
+                seed=self.seed,
+                num_replicas=trainer.world_size if trainer is not None else 1,
+                rank=trainer.global_rank if trainer is not None else 0,
+                position=lambda: loop.batch_progress.total.ready if loop is not None else 0,
+            ),
+        )
+
+    def val_dataloader(self) -> DataLoader:
+        """One pass over the held-out episodes, in a fixed random order."""
+        trainer = self.trainer
+        sampler = BatchSampler(
+            len(self.val_data),  # type: ignore[arg-type]
+            batch_size=self.batch_size,
+            seed=self.seed,
+            num_replicas=trainer.world_size if trainer is not None else 1,
+            rank=trainer.global_rank if trainer is not None else 0,
+        )
+        return self._loader(self.val_data, sampler)
+
+    def test_dataloader(self) -> DataLoader:
+        """As for validation."""
+        return self.val_dataloader()
+
+    def _loader(self, dataset: Any, sampler: BatchSampler) -> DataLoader:
+        # Batches come whole from the dataset; a generator of its own keeps the loader from drawing
+        # a seed out of torch's global one at every epoch.
+        return DataLoader(
+            dataset,
+            sampler=sampler,
+            batch_size=None,
+            collate_fn=_identity,
+            pin_memory=self.pin_memory,
+            generator=_generator(self.seed),
+        )
+
+    def _split(self, episodes: Episodes) -> tuple[Episodes, Episodes]:
+        n = len(episodes)
+        num_val = round(n * self.val_fraction)
+        if self.val_fraction and not 0 < num_val < n:
+            num_val = 1
+        if n == 1 or not num_val:  # validation then watches the training data
+            return episodes, episodes
+        order = np.random.default_rng(self.seed).permutation(n)
+        return episodes.select(np.sort(order[num_val:])), episodes.select(np.sort(order[:num_val]))
+
+    def _check_env(self) -> None:
+        """Refuse an environment whose spaces are not those of the dataset."""
+        if self._env_id is None:
+            return
+        env = self.make_env().unwrapped
+        keys, goal_key = layout(
+            env.observation_space, self.options.observation_keys, self.options.goal_key
+        )
+        observation_dim, goal_dim = layout_dims(env.observation_space, keys, goal_key)
+        found = (observation_dim, int(np.prod(env.action_space.shape or ())))
+        env.close()
+        if found != (self.observation_dim, self.action_dim):
+            raise InputError(
+                f"Dataset and environment do not match: {self.datasets[0]!r} has observations of "
+                f"{self.observation_dim} and actions of {self.action_dim} dimensions, "
+                f"{self._env_id!r} has {found[0]} and {found[1]}; correct env_id or dataset."
+            )
+        self.goal_dim = goal_dim
+
+
+class SequenceData(OfflineData):
+    """Windows of trajectories, for planners and chunked policies.
+
+    Args:
+        dataset: what to train on: a Minari id, a D4RL file (.hdf5), an OGBench file (.npz), a PointMaze
+            to generate (``pointmaze/umaze``), or a list of these.
+        horizon: H, steps of a window; the model takes its horizon from here.
+        stride: environment steps from one step of a window to the next, for the model too.
+        padding: windows beyond an episode's end: left out, or padded with its last step or zeros.
+        discount: of the return to go.
+        env_id: Gymnasium id of the evaluation environment, where the dataset does not name it.
+        env_kwargs: keywords of ``gymnasium.make``; a ``maze_map`` here is also the map of a PointMaze
+            to generate.
+        observation_keys: entries of a dictionary observation that make the state, in this order.
+        goal_key: entry of a dictionary observation that is the goal.
+        ref_scores: random and expert return for the normalised score, where the dataset has none.
+        batch_size: samples of a batch, on each device.
+        val_fraction: share of the episodes held out for validation.
+        generate_steps: steps of a dataset that is generated.
+        join_episodes: join episodes that continue physically into the next up to this many steps
+            (PointMaze); 0 leaves them apart.
+        seed: of the split and of the batches.
+        pin_memory: copy batches to page-locked memory, for CUDA.
+    """
+
+    def __init__(
+        self,
+        dataset: str | list[str],
+        horizon: int = 32,
+        stride: int = 1,
+        padding: Padding = "none",
+        discount: float = 0.99,
+        env_id: str | None = None,
+        env_kwargs: dict[str, Any] | None = None,
+        observation_keys: list[str] | None = None,
+        goal_key: str | None = None,
+        ref_scores: tuple[float, float] | None = None,
+        batch_size: int = 64,
+        val_fraction: float = 0.05,
+        generate_steps: int = 100_000,
+        join_episodes: int = 0,
+        seed: int = 0,
+        pin_memory: bool = False,
+    ) -> None:
+        super().__init__(
+            dataset,
+            env_id=env_id,
+            env_kwargs=env_kwargs,
+            observation_keys=observation_keys,
+            goal_key=goal_key,
+            ref_scores=ref_scores,
+            batch_size=batch_size,
+            val_fraction=val_fraction,
+            generate_steps=generate_steps,
+            join_episodes=join_episodes,
+            seed=seed,
+            pin_memory=pin_memory,
+        )
+        self.horizon, self.stride = horizon, stride
+        self.padding, self.discount = padding, discount
+
+    def make_dataset(self, episodes: Episodes) -> Windows:
+        """Windows of these episodes."""
+        return Windows(
+            episodes,
+            horizon=self.horizon,
+            stride=self.stride,
+            padding=self.padding,
+            discount=self.discount,
+        )
+
+
+class TransitionData(OfflineData):
+    """Single transitions, for policies, critics and synthesizers; arguments as in the base class."""
+
+    def make_dataset(self, episodes: Episodes) -> Transitions:
+        """Transitions of these episodes."""
+        return Transitions(episodes)
+
+
+def _identity(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    return batch
+
+
+def _generator(seed: int) -> Any:
+    import torch
+
+    return torch.Generator().manual_seed(seed)

@@ -1,0 +1,184 @@
+"""Episodes in memory: flat arrays and offsets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from diffrl_lightning.types import InputError
+
+
+@dataclass(frozen=True)
+class Episodes:
+    """E episodes of N steps in all, as flat float32 arrays.
+
+    Episode e has ``offsets[e + 1] - offsets[e]`` steps and one observation more than steps, so that
+    every step has its next observation: row ``i`` of episode e's observations is row
+    ``offsets[e] + e + i`` of ``observations``. Where the source did not record an episode's last
+    observation, that row repeats the one before and ``final_observed[e]`` is False.
+
+    Args:
+        observations: (N + E, O).
+        actions: (N, A).
+        rewards: (N,).
+        terminations: (N,) bool, True where an episode really ended.
+        truncations: (N,) bool, True where it was cut short.
+        offsets: (E + 1,) int64.
+        final_observed: (E,) bool.
+        goals: (E, G) the goal that each episode pursued, or None.
+
+    Raises:
+        InputError: if lengths disagree or a value is NaN or infinite.
+    """
+
+    observations: np.ndarray
+    actions: np.ndarray
+    rewards: np.ndarray
+    terminations: np.ndarray
+    truncations: np.ndarray
+    offsets: np.ndarray
+    final_observed: np.ndarray
+    goals: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        n, e = self.num_steps, len(self)
+        for name in ("actions", "rewards", "terminations", "truncations"):
+            if len(getattr(self, name)) != n:
+                raise InputError(
+                    f"The dataset's arrays differ in length: {n} steps, but "
+                    f"{len(getattr(self, name))} {name}; write it again with one row a step."
+                )
+        if len(self.observations) != n + e or len(self.final_observed) != e:
+            raise InputError(
+                f"{e} episodes of {n} steps need {n + e} observations, not {len(self.observations)}."
+            )
+        if n == 0:
+            raise InputError("The dataset holds no steps.")
+        for name in ("observations", "actions", "rewards"):
+            # A sum is NaN or infinite as soon as one entry is, and needs no second array.
+            total = np.sum(getattr(self, name), dtype=np.float64)
+            if not np.isfinite(total):
+                rows = ~np.isfinite(getattr(self, name)).reshape(len(getattr(self, name)), -1).all(1)
+                raise InputError(
+                    f"The dataset's {name} hold NaN or infinite values in {rows.sum()} rows, the "
+                    f"first is row {rows.argmax()}: remove those episodes."
+                )
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def num_steps(self) -> int:
+        """N."""
+        return int(self.offsets[-1])
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Steps of each episode (E,)."""
+        return np.diff(self.offsets)
+
+    @property
+    def episode_of_step(self) -> np.ndarray:
+        """Index of the episode of each step (N,)."""
+        return np.repeat(np.arange(len(self)), self.lengths)
+
+    @property
+    def returns(self) -> np.ndarray:
+        """Undiscounted return of each episode (E,)."""
+        return np.add.reduceat(self.rewards.astype(np.float64), self.offsets[:-1])
+
+    def returns_to_go(self, discount: float) -> np.ndarray:
+        """Discounted sum of rewards from each step to its episode's end (N,) float32."""
+        result = np.zeros(self.num_steps)
+        order = np.argsort(-self.lengths, kind="stable")
+        lengths, ends = self.lengths[order], self.offsets[1:][order]
+        running = np.zeros(len(self))
+        # All episodes at once, from their ends; the longest come first, so that those still
+        # running are a prefix.
+        for back in range(1, int(lengths[0]) + 1):
+            alive = np.searchsorted(-lengths, -back, side="right")
+            rows = ends[:alive] - back
+            running[:alive] = self.rewards[rows] + discount * running[:alive]
+            result[rows] = running[:alive]
+        return result.astype(np.float32)
+
+    def select(self, indices: Sequence[int] | np.ndarray) -> Episodes:
+        """The episodes of these indices, in this order."""
+        indices = np.asarray(indices, np.int64)
+        lengths = self.lengths[indices]
+        steps = _ranges(self.offsets[indices], lengths)
+        rows = _ranges(self.offsets[indices] + indices, lengths + 1)
+        return Episodes(
+            observations=self.observations[rows],
+            actions=self.actions[steps],
+            rewards=self.rewards[steps],
+            terminations=self.terminations[steps],
+            truncations=self.truncations[steps],
+            offsets=np.concatenate([[0], np.cumsum(lengths)]),
+            final_observed=self.final_observed[indices],
+            goals=None if self.goals is None else self.goals[indices],
+        )
+
+    def joined(self, max_steps: int) -> Episodes:
+        """Join episodes that were cut where the next begins in the same state.
+
+        PointMaze's episodes end at their goals while the agent moves on; a plan may well lead
+        through a goal. Joined episodes have no goal of their own.
+
+        Args:
+            max_steps: a joined episode takes no further one once it is this long.
+        """
+        firsts = self.offsets[:-1] + np.arange(len(self))
+        lasts = self.offsets[1:] + np.arange(len(self))
+        same = (self.observations[lasts[:-1]] == self.observations[firsts[1:]]).all(1)
+        open_ended = ~self.terminations[self.offsets[1:-1] - 1] & self.final_observed[:-1]
+        starts = [0]
+        for episode in np.arange(1, len(self)):
+            length = self.offsets[episode] - self.offsets[starts[-1]]
+            if not (same[episode - 1] and open_ended[episode - 1]) or length >= max_steps:
+                starts.append(int(episode))
+        keep = np.ones(len(self.observations), bool)
+        keep[lasts[np.setdiff1d(np.arange(len(self)), np.array([*starts[1:], len(self)]) - 1)]] = 0
+        ends = np.array([*starts[1:], len(self)])
+        offsets = self.offsets[np.array([*starts, len(self)])]
+        truncations = np.zeros_like(self.truncations)
+        truncations[offsets[1:] - 1] = self.truncations[offsets[1:] - 1]
+        return replace(
+            self,
+            observations=self.observations[keep],
+            truncations=truncations,
+            offsets=offsets,
+            final_observed=self.final_observed[ends - 1],
+            goals=None,
+        )
+
+
+def concatenate(parts: Sequence[Episodes]) -> Episodes:
+    """All episodes of several sets, one set after the other.
+
+    Raises:
+        InputError: if their dimensions differ.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    dims = {(p.observations.shape[1], p.actions.shape[1]) for p in parts}
+    if len(dims) > 1:
+        raise InputError(f"Datasets of one list need equal dimensions, not {sorted(dims)}.")
+    shifts = np.cumsum([0, *(p.num_steps for p in parts)])
+    offsets = [p.offsets[:-1] + shift for p, shift in zip(parts, shifts, strict=False)]
+    goals = [p.goals for p in parts if p.goals is not None]
+    names = ("observations", "actions", "rewards", "terminations", "truncations", "final_observed")
+    arrays = {name: np.concatenate([getattr(p, name) for p in parts]) for name in names}
+    return Episodes(
+        offsets=np.concatenate([*offsets, shifts[-1:]]),
+        goals=np.concatenate(goals) if len(goals) == len(parts) else None,
+        **arrays,
+    )
+
+
+def _ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Concatenation of ``arange(start, start + length)`` for each pair."""
+    shift = np.repeat(starts - np.concatenate([[0], np.cumsum(lengths)[:-1]]), lengths)
+    return np.arange(lengths.sum()) + shift

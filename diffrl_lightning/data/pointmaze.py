@@ -1,0 +1,252 @@
+"""Generates PointMaze datasets: a waypoint controller that wanders from goal to goal."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import tempfile
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import minari
+import numpy as np
+from minari.data_collector import EpisodeBuffer
+from minari.storage.datasets_root_dir import get_dataset_path
+from tqdm.auto import tqdm
+
+from diffrl_lightning.data import minari_source
+from diffrl_lightning.data.episodes import Episodes
+from diffrl_lightning.data.sources import DatasetInfo, SourceOptions
+from diffrl_lightning.envs.evaluate import RandomPolicy, evaluate
+from diffrl_lightning.envs.make import EnvConfig, import_plugins
+from diffrl_lightning.envs.pointmaze import (
+    ENV_IDS,
+    GOAL_CELLS,
+    Maze,
+    MazeMap,
+    WaypointController,
+    WaypointPolicy,
+    evaluation_kwargs,
+)
+from diffrl_lightning.types import InputError
+
+_NAMESPACE = "pointmaze/"
+_STREAM_STEPS = 5_000  # the agent is put elsewhere after so many steps
+_REFERENCE_EPISODES = 50
+
+
+def is_generated(dataset: str) -> bool:
+    """Whether an id names a dataset of this generator."""
+    return dataset.startswith(_NAMESPACE)
+
+
+def minari_id(dataset: str) -> str:
+    """The Minari id, which has a version: ``pointmaze/umaze`` is ``pointmaze/umaze-v0``."""
+    return dataset if re.search(r"-v\d+$", dataset) else f"{dataset}-v0"
+
+
+def describe(dataset: str, options: SourceOptions) -> DatasetInfo:
+    """Metadata, known before the dataset is generated but for its reference scores."""
+    config = _evaluation_env(dataset, options)
+    info = DatasetInfo(
+        observation_dim=4,
+        action_dim=2,
+        goal_dim=2,
+        env_id=config.env_id,
+        env_kwargs=config.kwargs,
+    )
+    stored = minari_id(dataset)
+    if minari_source.is_local(stored):
+        return replace(info, ref_scores=minari_source.describe(stored, options).ref_scores)
+    return info
+
+
+def prepare(dataset: str, options: SourceOptions) -> None:
+    """Generate the dataset where it is not on disk."""
+    if not minari_source.is_local(minari_id(dataset)):
+        generate(dataset, num_steps=options.num_steps, maze_map=options.env_kwargs.get("maze_map"))
+
+
+def load(dataset: str, options: SourceOptions) -> Episodes:
+    """All episodes, each with its own goal."""
+    return minari_source.load(minari_id(dataset), options)
+
+
+def generate(
+    dataset: str,
+    *,
+    num_steps: int = 100_000,
+    maze_map: MazeMap | None = None,
+    action_noise: float = 0.5,
+    seed: int = 0,
+) -> None:
+    """Write a Minari dataset of a noisy waypoint controller, an episode for each goal.
+
+    As in D4RL's and Minari's generation the agent goes on from goal to goal, so that consecutive
+    episodes are physically continuous; every 5,000 steps it starts elsewhere. The reward is 1 at the
+    goal, which each observation of its episode carries as ``desired_goal``.
+
+    Args:
+        dataset: Minari id ``pointmaze/NAME``; NAME is open, umaze, medium or large, or free where
+            a ``maze_map`` is given.
+        num_steps: environment steps.
+        maze_map: rows of cells, 1 a wall, 0 free, "g" the evaluation goal.
+        action_noise: standard deviation of the noise added to the controller's actions.
+        seed: of starts, goals and noise.
+
+    Raises:
+        InputError: if the maze is unknown.
+    """
+    config = _evaluation_env(dataset, SourceOptions(env_kwargs={"maze_map": maze_map}))
+    dataset = minari_id(dataset)
+    low, high = _reference_scores(config, seed)
+    cells = [[0 if c == "g" else c for c in row] for row in config.kwargs["maze_map"]]
+    env = gym.make(
+        config.env_id,
+        maze_map=cells,
+        continuing_task=True,
+        reset_target=True,
+        max_episode_steps=10**9,
+        disable_env_checker=True,
+    )
+    buffers = _collect(env, num_steps, action_noise, seed)
+    root = get_dataset_path("")
+    root.mkdir(parents=True, exist_ok=True)
+    # Built in a folder beside and then moved, so that a killed process leaves no half dataset.
+    scratch = Path(tempfile.mkdtemp(dir=root, prefix=".partial-"))
+    before = os.environ.get("MINARI_DATASETS_PATH")
+    os.environ["MINARI_DATASETS_PATH"] = str(scratch)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # about an address and a permalink
+            minari.create_dataset_from_buffers(
+                dataset,
+                buffers,
+                env=env,
+                eval_env=gym.make(config.env_id, **config.kwargs),
+                algorithm_name="waypoint controller",
+                author="diffrl_lightning",
+                description=f"PointMaze, PD waypoint controller, action noise {action_noise}",
+                ref_min_score=low,
+                ref_max_score=high,
+                data_format="hdf5",
+            )
+        target = root / dataset
+        target.parent.mkdir(parents=True, exist_ok=True)
+        for file in (scratch / dataset).parent.glob("*.json"):
+            if not (target.parent / file.name).exists():
+                shutil.copy(file, target.parent)
+        (scratch / dataset).rename(target)
+    finally:
+        if before is None:
+            del os.environ["MINARI_DATASETS_PATH"]
+        else:
+            os.environ["MINARI_DATASETS_PATH"] = before
+        shutil.rmtree(scratch, ignore_errors=True)
+        env.close()
+
+
+def _evaluation_env(dataset: str, options: SourceOptions) -> EnvConfig:
+    import_plugins()
+    name = re.sub(r"-v\d+$", "", dataset.removeprefix(_NAMESPACE))
+    maze_map = options.env_kwargs.get("maze_map")
+    if maze_map is None and name not in ENV_IDS:
+        raise InputError(
+            f"There is no maze {name!r}: choose one of {', '.join(ENV_IDS)}, or give env_kwargs a "
+            "maze_map of your own."
+        )
+    env_id = ENV_IDS.get(name, ENV_IDS["large"])
+    try:
+        spec = gym.spec(env_id)
+    except gym.error.Error as error:
+        raise InputError(
+            "PointMaze needs gymnasium-robotics: pip install 'diffrl_lightning[robotics]'."
+        ) from error
+    if maze_map is None:
+        return EnvConfig(env_id, evaluation_kwargs(spec.kwargs["maze_map"], GOAL_CELLS[name]))
+    return EnvConfig(env_id, evaluation_kwargs(maze_map))
+
+
+def _reference_scores(config: EnvConfig, seed: int) -> tuple[float, float]:
+    """Mean return of random actions and of the noiseless controller."""
+    envs = config.make_vector(10)
+    maze = Maze.of(envs.envs[0])  # type: ignore[attr-defined]
+    assert maze is not None
+    space = envs.single_action_space
+    seeds = range(seed, seed + _REFERENCE_EPISODES)
+    scores = []
+    for policy in (RandomPolicy(space.low, space.high, 10), WaypointPolicy(maze, 10)):  # type: ignore[attr-defined]
+        episodes = evaluate(policy, envs, list(seeds)).episodes
+        scores.append(float(np.mean([e.episode_return for e in episodes])))
+    envs.close()
+    return scores[0], scores[1]
+
+
+def _collect(env: gym.Env, num_steps: int, noise: float, seed: int) -> list[EpisodeBuffer]:
+    rng = np.random.default_rng(seed)
+    maze = Maze.of(env)
+    assert maze is not None
+    buffers: list[EpisodeBuffer] = []
+    bar = tqdm(total=num_steps, desc="Generating PointMaze", unit="step")
+    for first in range(0, num_steps, _STREAM_STEPS):
+        length = min(_STREAM_STEPS, num_steps - first)
+        buffers += _stream(env, maze, length, noise, rng, first_id=len(buffers))
+        bar.update(length)
+    bar.close()
+    return buffers
+
+
+def _stream(
+    env: gym.Env, maze: Maze, length: int, noise: float, rng: np.random.Generator, first_id: int
+) -> list[EpisodeBuffer]:
+    """Walk from goal to goal for ``length`` steps, cut into an episode a goal."""
+    state = env.reset(seed=int(rng.integers(2**31)))[0]["observation"]
+    controller = WaypointController(maze, rng)
+    goal = env.unwrapped.goal.copy()  # type: ignore[attr-defined]
+    states, actions, buffers = [state], [], []
+    for step in range(length):
+        action = controller.act(state, goal) + noise * rng.standard_normal(2)
+        action = np.clip(action, -1, 1).astype(np.float32)
+        result, _, _, _, info = env.step(action)
+        state = result["observation"]
+        states.append(state)
+        actions.append(action)
+        if info["success"] or step == length - 1:
+            buffers.append(_buffer(first_id + len(buffers), states, actions, goal, info))
+            states, actions = [state], []
+            goal = env.unwrapped.goal.copy()  # type: ignore[attr-defined]  # the next one
+    return buffers
+
+
+def _buffer(
+    index: int,
+    states: list[np.ndarray],
+    actions: list[np.ndarray],
+    goal: np.ndarray,
+    info: dict[str, Any],
+) -> EpisodeBuffer:
+    n = len(actions)
+    observation = np.array(states)
+    last = np.arange(n) == n - 1
+    return EpisodeBuffer(
+        id=index,
+        observations={
+            "achieved_goal": observation[:, :2],
+            "desired_goal": np.repeat(goal[None], n + 1, 0),
+            "observation": observation,
+        },
+        actions=np.array(actions),
+        rewards=(last & info["success"]).astype(np.float64),  # type: ignore[arg-type]
+        terminations=np.zeros(n, bool),  # type: ignore[arg-type]
+        truncations=last,  # type: ignore[arg-type]
+    )
+
+
+if __name__ == "__main__":
+    from jsonargparse import auto_cli
+
+    auto_cli(generate, as_positional=False)

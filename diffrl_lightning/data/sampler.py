@@ -1,0 +1,70 @@
+"""Which rows make batch k: a function of the seed and of k alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+from torch.utils.data import DistributedSampler
+
+
+class BatchSampler(DistributedSampler):
+    """Yields index tensors (B,), each this process's share of a batch of ``B * num_replicas``.
+
+    All batches together run through one endless sequence of permutations, the p-th drawn from
+    (seed, p), so that batch k can be had without the batches before it: a run that is resumed in
+    mid-epoch sees just the batches it would have seen. It is a ``DistributedSampler`` so that Lightning
+    sees that it shards by itself.
+
+    Args:
+        num_items: length of the dataset.
+        batch_size: B, of each process.
+        seed: of the permutations.
+        num_replicas: number of processes.
+        rank: of this process.
+        position: returns the number of batches that were drawn so far.
+    """
+
+    def __init__(
+        self,
+        num_items: int,
+        *,
+        batch_size: int,
+        seed: int = 0,
+        num_replicas: int = 1,
+        rank: int = 0,
+        position: Callable[[], int] = lambda: 0,
+    ) -> None:
+        super().__init__(range(num_items), num_replicas, rank, seed=seed)  # type: ignore[arg-type]
+        self.num_items, self.batch_size, self.position = num_items, batch_size, position
+        self._permutations: dict[int, Tensor] = {}
+
+    def __len__(self) -> int:
+        """Batches of one pass over the data, at least one."""
+        return max(1, self.num_items // (self.batch_size * self.num_replicas))
+
+    def __iter__(self) -> Iterator[Tensor]:  # type: ignore[override]
+        first = self.position()
+        for k in range(first, first + len(self)):
+            yield self.batch(k)
+
+    def batch(self, k: int) -> Tensor:
+        """Indices (B,) of batch ``k``."""
+        start = (k * self.num_replicas + self.rank) * self.batch_size
+        parts = []
+        missing = self.batch_size
+        while missing:
+            number, offset = divmod(start, self.num_items)
+            parts.append(self._permutation(number)[offset : offset + missing])
+            start += len(parts[-1])
+            missing -= len(parts[-1])
+        return torch.cat(parts)
+
+    def _permutation(self, number: int) -> Tensor:
+        if number not in self._permutations:
+            generator = torch.Generator().manual_seed((self.seed << 32) + number)
+            permutation = torch.randperm(self.num_items, generator=generator)
+            self._permutations = {k: v for k, v in self._permutations.items() if k >= number - 1}
+            self._permutations[number] = permutation
+        return self._permutations[number]

@@ -1,0 +1,37 @@
+"""The mathematics of diffusion: schedules, process, samplers, guidance, constraints."""
+
+from diffrl_lightning.diffusion.constraints import Inpaint, inpaint
+from diffrl_lightning.diffusion.gaussian import GaussianDiffusion, PredictionType
+from diffrl_lightning.diffusion.guidance import classifier_free, compose, value_guided
+from diffrl_lightning.diffusion.samplers import (
+    ddim_sample,
+    ddpm_sample,
+    dpmpp_sample,
+    inference_timesteps,
+)
+from diffrl_lightning.diffusion.schedules import (
+    BetaSchedule,
+    cosine_betas,
+    linear_betas,
+    make_betas,
+    vp_betas,
+)
+
+__all__ = [
+    "BetaSchedule",
+    "GaussianDiffusion",
+    "Inpaint",
+    "PredictionType",
+    "classifier_free",
+    "compose",
+    "cosine_betas",
+    "ddim_sample",
+    "ddpm_sample",
+    "dpmpp_sample",
+    "inference_timesteps",
+    "inpaint",
+    "linear_betas",
+    "make_betas",
+    "value_guided",
+    "vp_betas",
+]

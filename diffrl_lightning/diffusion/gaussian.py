@@ -1,0 +1,157 @@
+"""The diffusion process itself: noising, the three parameterisations, the posterior, the loss."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from diffrl_lightning.diffusion.constraints import Inpaint
+from diffrl_lightning.types import DenoiseFn, Generators, InputError, randn
+
+PredictionType = Literal["eps", "x0", "v"]
+
+
+class GaussianDiffusion(nn.Module):
+    """Discrete-time Gaussian diffusion (Ho et al. 2020) over tensors of any shape (B, *S).
+
+    With alpha_t = 1 - beta_t and abar_t = prod_{s<=t} alpha_s::
+
+        q(x_t | x_{t-1}) = N(sqrt(alpha_t) x_{t-1}, (1 - alpha_t) I)
+        q(x_t | x_0)     = N(sqrt(abar_t) x_0,      (1 - abar_t) I)
+
+    Steps are 0-based, and step -1 is the clean sample: abar_{-1} = 1.
+
+    Args:
+        betas: (T,) variances of the forward process, each in (0, 1).
+        prediction_type: what the network returns: the noise ``eps``, the clean sample ``x0``, or
+            ``v = sqrt(abar_t) eps - sqrt(1 - abar_t) x0`` (Salimans & Ho 2022).
+    """
+
+    betas: Tensor
+    alphas_cumprod: Tensor
+    _signal: Tensor
+    _noise: Tensor
+    _log_abar: Tensor
+
+    def __init__(self, betas: Tensor, prediction_type: PredictionType = "eps") -> None:
+        super().__init__()
+        if prediction_type not in ("eps", "x0", "v"):
+            raise InputError(f"{prediction_type=} is unknown: choose eps, x0 or v.")
+        if betas.ndim != 1 or not bool(((betas > 0) & (betas < 1)).all()):
+            raise InputError("betas must be one-dimensional with every entry in (0, 1).")
+        self.prediction_type = prediction_type
+        alphas_cumprod = torch.cumprod(1 - betas.double(), 0)
+        # The last entry is the clean sample, so that index -1 finds it.
+        padded = torch.cat([alphas_cumprod, alphas_cumprod.new_ones(1)])
+        for name, value in (
+            ("betas", betas),
+            ("alphas_cumprod", alphas_cumprod),
+            ("_signal", padded.sqrt()),
+            ("_noise", (1 - padded).sqrt()),
+            ("_log_abar", padded.log()),
+        ):
+            self.register_buffer(name, value.float(), persistent=False)
+
+    @property
+    def num_train_timesteps(self) -> int:
+        """T."""
+        return len(self.betas)
+
+    def signal_noise(self, t: Tensor | int, ndim: int) -> tuple[Tensor, Tensor]:
+        """sqrt(abar_t) and sqrt(1 - abar_t) for steps (B,) or one step, shaped (B or 1, 1, ...)."""
+        shape = (-1,) + (1,) * (ndim - 1)
+        return self._signal[t].view(shape), self._noise[t].view(shape)
+
+    def step_beta(self, t: Tensor | int, s: Tensor | int, ndim: int) -> Tensor:
+        """Variance 1 - abar_t / abar_s of the forward step from s to t, (B or 1, 1, ...)."""
+        shape = (-1,) + (1,) * (ndim - 1)
+        return -torch.expm1(self._log_abar[t] - self._log_abar[s]).view(shape)
+
+    def add_noise(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        """Draw x_t ~ q(x_t | x_0) with given noise; all (B, *S), t (B,)."""
+        signal, noise = self.signal_noise(t, x0.ndim)
+        return signal * x0 + noise * eps
+
+    def target(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        """What the network should have returned at x_t, (B, *S)."""
+        if self.prediction_type == "eps":
+            return eps
+        if self.prediction_type == "x0":
+            return x0
+        signal, noise = self.signal_noise(t, x0.ndim)
+        return signal * eps - noise * x0
+
+    def to_x0(self, pred: Tensor, xt: Tensor, t: Tensor) -> Tensor:
+        """The clean sample that a prediction at x_t stands for, (B, *S)."""
+        if self.prediction_type == "x0":
+            return pred
+        signal, noise = self.signal_noise(t, xt.ndim)
+        if self.prediction_type == "eps":
+            return (xt - noise * pred) / signal
+        return signal * xt - noise * pred
+
+    def to_eps(self, pred: Tensor, xt: Tensor, t: Tensor) -> Tensor:
+        """The noise that a prediction at x_t stands for, (B, *S)."""
+        if self.prediction_type == "eps":
+            return pred
+        signal, noise = self.signal_noise(t, xt.ndim)
+        if self.prediction_type == "x0":
+            return (xt - signal * pred) / noise
+        return signal * pred + noise * xt
+
+    def posterior(
+        self, x0: Tensor, xt: Tensor, t: Tensor | int, s: Tensor | int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Mean (B, *S) and variance (B, 1, ...) of q(x_s | x_t, x_0), s < t.
+
+        By default s = t - 1 (Ho et al. 2020, eq. 6 and 7); any earlier step gives the posterior
+        of the shortened chain that visits only some steps. At s = -1 the variance is exactly 0.
+        """
+        s = t - 1 if s is None else s
+        _, noise_t = self.signal_noise(t, xt.ndim)
+        signal_s, noise_s = self.signal_noise(s, xt.ndim)
+        beta = self.step_beta(t, s, xt.ndim)
+        x0_coefficient = signal_s * beta / noise_t.square()
+        xt_coefficient = (1 - beta).sqrt() * (noise_s / noise_t).square()
+        variance = beta * (noise_s / noise_t).square()
+        return x0_coefficient * x0 + xt_coefficient * xt, variance
+
+    def loss(
+        self,
+        denoise: DenoiseFn,
+        x0: Tensor,
+        *,
+        weight: Tensor | None = None,
+        constraint: Inpaint | None = None,
+        generator: Generators = None,
+    ) -> Tensor:
+        """Squared error of the prediction at a uniformly drawn step, one value a sample (B,).
+
+        Args:
+            denoise: the network with its conditions bound.
+            x0: clean samples (B, *S).
+            weight: weight of each entry, broadcastable to (B, *S).
+            constraint: known entries: the network sees them clean, and they carry no loss (for
+                x0-prediction that is the same as overwriting them in its output).
+            generator: source of the steps and the noise.
+        """
+        t = _randint(self.num_train_timesteps, x0, generator)
+        eps = randn(x0.shape, generator=generator, like=x0)
+        xt = self.add_noise(x0, eps, t)
+        if constraint is not None:
+            xt = constraint(xt)
+        error = (denoise(xt, t) - self.target(x0, eps, t)).square()
+        if weight is not None:
+            error = error * weight
+        if constraint is not None:
+            error = error.masked_fill(constraint.mask, 0.0)
+        return error.flatten(1).mean(1)
+
+
+def _randint(high: int, like: Tensor, generator: Generators) -> Tensor:
+    if generator is None or isinstance(generator, torch.Generator):
+        return torch.randint(high, like.shape[:1], device=like.device, generator=generator)
+    rows = [torch.randint(high, (), device=g.device, generator=g) for g in generator]
+    return torch.stack(rows).to(like.device)

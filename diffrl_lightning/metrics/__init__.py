@@ -1,0 +1,5 @@
+"""Torchmetrics of reinforcement learning."""
+
+from diffrl_lightning.metrics.rollout import RolloutMetrics
+
+__all__ = ["RolloutMetrics"]

@@ -1,0 +1,175 @@
+"""The base of every role."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import IO, Any, Self
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from diffrl_lightning.diffusion import GaussianDiffusion
+from diffrl_lightning.nets import EMA
+from diffrl_lightning.normalizers import Normalizer
+from diffrl_lightning.types import InputError, Policy
+
+ROLE_KEY = "diffrl_role"
+
+
+class DiffusionModule(pl.LightningModule, ABC):
+    """A diffusion model in one role: a denoiser, its average, a diffusion, normalisers.
+
+    A role defines ``compute_loss`` and, if it acts, ``make_policy``, or, if it generates, ``sample``.
+    Its constructor takes scalars, tuples and Literals only, calls ``save_hyperparameters`` and builds
+    all layers, so that a checkpoint alone rebuilds it. It reads ``lr`` and ``weight_decay`` from its
+    hyper-parameters.
+    """
+
+    denoiser: nn.Module
+    ema: EMA
+    diffusion: GaussianDiffusion
+
+    @abstractmethod
+    def compute_loss(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of a batch in environment units, and what else to log."""
+
+    def make_policy(self, **sampling: Any) -> Policy:
+        """A fresh policy; its keywords are choices of sampling."""
+        raise InputError(f"{type(self).__name__} does not act: roll out a role that does.")
+
+    def fit_normalizers(self, datamodule: Any) -> None:
+        """Take the statistics of the training episodes; roles with normalisers override it."""
+
+    def setup(self, stage: str) -> None:
+        """Fit the normalisers to the training data, unless a checkpoint brings them."""
+        datamodule = getattr(self.trainer, "datamodule", None)
+        normalizers = [m for m in self.modules() if isinstance(m, Normalizer)]
+        if datamodule is not None and not all(bool(n.fitted) for n in normalizers):
+            self.fit_normalizers(datamodule)
+
+    def on_fit_start(self) -> None:
+        """Fix the seed that all noise of this run comes from."""
+        # Under several processes every rank was seeded alike; the rank enters below.
+        self._noise_seed = getattr(self, "_noise_seed", torch.initial_seed() % 2**32)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Seed the noise of batch k from (seed, rank, k).
+
+        So ranks draw different noise, and a resumed run draws what it would have drawn: the state of
+        the random numbers is the seed and k, which both are in the checkpoint.
+        """
+        k = self.trainer.fit_loop.epoch_loop.batch_progress.total.ready
+        words = np.random.SeedSequence([self._noise_seed, self.global_rank, k]).generate_state(2)
+        torch.manual_seed(int(words[0]) << 32 | int(words[1]))
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Loss of a batch; logged every ``log_every_n_steps``, since logging costs time."""
+        loss, info = self.compute_loss(batch)
+        if (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            self.log("train/loss", loss, prog_bar=True)
+            self.log_dict({f"train/{name}": value for name, value in info.items()})
+        return loss
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Step, then let the average follow: before any callback may save a checkpoint."""
+        super().optimizer_step(*args, **kwargs)
+        self.ema.update(self.denoiser, self.trainer.global_step + 1)
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """Loss on held-out episodes, with the same noise at every validation."""
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(batch_idx * self.trainer.world_size + self.global_rank)
+            loss, _ = self.compute_loss(batch)
+        self.log("val/loss", loss, sync_dist=True, prog_bar=True, batch_size=1)
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        """Nothing to do on batches: tests are rollouts."""
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Adam, with decoupled weight decay where ``weight_decay`` is set."""
+        return torch.optim.AdamW(
+            self.denoiser.parameters(),
+            lr=self.hparams["lr"],
+            weight_decay=self.hparams.get("weight_decay", 0.0),
+        )
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Note the role and the seed of the noise."""
+        checkpoint[ROLE_KEY] = type(self).__name__
+        checkpoint["noise_seed"] = self._noise_seed
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse another role's checkpoint, and go on with its noise."""
+        _check_role(checkpoint, type(self), "the checkpoint")
+        self._noise_seed = checkpoint["noise_seed"]
+
+    @classmethod
+    def load_from_checkpoint(
+        cls, checkpoint_path: str | Path | IO[bytes], map_location: Any = None, **kwargs: Any
+    ) -> Self:
+        """Rebuild a module from its checkpoint alone; called on the base class, of any role.
+
+        Args:
+            checkpoint_path: a ``.ckpt`` file.
+            map_location: as in ``torch.load``; default the CPU.
+            kwargs: hyper-parameters to override.
+
+        Raises:
+            InputError: if the file can not be read, holds code, or is of another role.
+        """
+        checkpoint = read_checkpoint(checkpoint_path, map_location or "cpu")
+        roles = {role.__name__: role for role in [cls, *_subclasses(cls)]}
+        role = roles.get(checkpoint.get(ROLE_KEY, ""))
+        if role is None:
+            _check_role(checkpoint, cls, str(checkpoint_path))
+        hparams = {**checkpoint.get("hyper_parameters", {}), **kwargs}
+        for private in ("_instantiator", "_class_path"):
+            hparams.pop(private, None)
+        module = role(**hparams)  # type: ignore[misc]
+        module.on_load_checkpoint(checkpoint)
+        module.load_state_dict(checkpoint["state_dict"])
+        return module.eval()  # type: ignore[return-value]
+
+
+def read_checkpoint(path: Any, map_location: Any = "cpu") -> dict[str, Any]:
+    """A checkpoint's dictionary, of tensors and plain values only.
+
+    Raises:
+        InputError: if there is no such file, or it is damaged, or it holds pickled objects.
+    """
+    try:
+        return torch.load(path, map_location=map_location, weights_only=True)
+    except FileNotFoundError:
+        raise InputError(f"There is no checkpoint {path!r}: correct ckpt_path.") from None
+    except Exception as error:  # torch raises many kinds on damaged files
+        if "weights_only" in str(error) or "Unsupported" in str(error):
+            raise InputError(
+                f"{path!r} holds pickled objects, which could run code and are not loaded: use a "
+                "checkpoint that this library wrote."
+            ) from error
+        raise InputError(
+            f"{path!r} is damaged or no checkpoint ({type(error).__name__}): use an earlier one."
+        ) from error
+
+
+def _check_role(checkpoint: dict[str, Any], cls: type, name: str) -> None:
+    role = checkpoint.get(ROLE_KEY)
+    if role != cls.__name__:
+        raise InputError(
+            f"{name!r} holds {role or 'no role of this library'}, not {cls.__name__}: give a "
+            f"{cls.__name__} checkpoint, or load it with DiffusionModule.load_from_checkpoint."
+        )
+
+
+def _subclasses(cls: type) -> list[type]:
+    found = []
+    for sub in cls.__subclasses__():
+        found += [sub, *_subclasses(sub)]
+    return found
+
+
+

@@ -1,0 +1,55 @@
+"""Exponential moving average of a network's weights."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import nn
+
+from diffrl_lightning.types import InputError
+
+
+class EMA(nn.Module):
+    """A frozen copy of a network that follows it slowly; it samples, the network trains.
+
+    A sub-module, so that it travels in checkpoints and its state needs no callback.
+
+    Args:
+        net: the network to follow.
+        decay: share of the average that an update keeps.
+        update_every: optimiser steps from one update to the next.
+        start: up to this optimiser step an update copies the network instead of averaging.
+    """
+
+    def __init__(
+        self, net: nn.Module, *, decay: float = 0.995, update_every: int = 1, start: int = 0
+    ) -> None:
+        super().__init__()
+        if not 0 <= decay < 1 or update_every < 1:
+            raise InputError(f"EMA needs 0 <= decay < 1 and update_every >= 1: {decay=}, "
+                             f"{update_every=}.")  # fmt: skip
+        self.decay, self.update_every, self.start = decay, update_every, start
+        self.net = copy.deepcopy(net).requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> EMA:
+        """Stay in evaluation mode, whatever the module around it does."""
+        return super().train(False)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the averaged network."""
+        return self.net(*args, **kwargs)
+
+    @torch.no_grad()
+    def update(self, net: nn.Module, step: int) -> None:
+        """Follow ``net`` after optimiser step ``step``, counted from 1."""
+        if step % self.update_every:
+            return
+        averages, weights = list(self.net.parameters()), list(net.parameters())
+        if step <= self.start:
+            torch._foreach_copy_(averages, weights)
+        else:
+            torch._foreach_lerp_(averages, weights, 1 - self.decay)
+        for average, buffer in zip(self.net.buffers(), net.buffers(), strict=True):
+            average.copy_(buffer)

@@ -1,0 +1,124 @@
+"""The temporal U-Net of Diffuser (Janner et al. 2022, appendix C)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from diffrl_lightning.nets.embeddings import SinusoidalEmbedding
+from diffrl_lightning.types import InputError
+
+
+class ConvBlock(nn.Sequential):
+    """Convolution over time, group normalisation, Mish; (B, C, H) -> (B, C', H)."""
+
+    def __init__(self, in_dim: int, out_dim: int, *, kernel_size: int = 5, groups: int = 8) -> None:
+        super().__init__(
+            nn.Conv1d(in_dim, out_dim, kernel_size, padding=kernel_size // 2),
+            nn.GroupNorm(groups, out_dim),
+            nn.Mish(),
+        )
+
+
+class ResidualBlock(nn.Module):
+    """Two convolution blocks with the step's embedding added between them, and a skip."""
+
+    def __init__(self, in_dim: int, out_dim: int, *, embed_dim: int, kernel_size: int = 5) -> None:
+        super().__init__()
+        self.conv_in = ConvBlock(in_dim, out_dim, kernel_size=kernel_size)
+        self.embed = nn.Sequential(nn.Mish(), nn.Linear(embed_dim, out_dim))
+        self.conv_out = ConvBlock(out_dim, out_dim, kernel_size=kernel_size)
+        self.skip = nn.Conv1d(in_dim, out_dim, 1) if in_dim != out_dim else nn.Identity()
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """(B, C, H), (B, E) -> (B, C', H)."""
+        h = self.conv_in(x) + self.embed(embedding)[:, :, None]
+        return self.conv_out(h) + self.skip(x)
+
+
+class TemporalUnet(nn.Module):
+    """A U-Net that convolves over the horizon, for trajectories (B, H, D).
+
+    It is fully convolutional: the horizon may differ between training and use as long as it divides
+    by ``2 ** (len(dim_mults) - 1)``.
+
+    Args:
+        transition_dim: D, channels of a trajectory.
+        dim: width of the first level, a multiple of 8.
+        dim_mults: width of each level in multiples of ``dim``; each level but the last halves H.
+        kernel_size: of the convolutions, odd.
+    """
+
+    def __init__(
+        self,
+        transition_dim: int,
+        *,
+        dim: int = 32,
+        dim_mults: Sequence[int] = (1, 2, 4, 8),
+        kernel_size: int = 5,
+    ) -> None:
+        super().__init__()
+        if dim % 8:
+            raise InputError(f"{dim=} must be a multiple of 8, the number of normalised groups.")
+        if kernel_size % 2 == 0:
+            raise InputError(f"{kernel_size=} must be odd.")
+        self.embed = nn.Sequential(
+            SinusoidalEmbedding(dim), nn.Linear(dim, 4 * dim), nn.Mish(), nn.Linear(4 * dim, dim)
+        )
+
+        def block(in_dim: int, out_dim: int) -> ResidualBlock:
+            return ResidualBlock(in_dim, out_dim, embed_dim=dim, kernel_size=kernel_size)
+
+        dims = [transition_dim, *(dim * m for m in dim_mults)]
+        levels = list(zip(dims, dims[1:], strict=False))
+        self.down = nn.ModuleList(
+            nn.ModuleList([block(i, o), block(o, o), _downsample(o, last=o_index == len(levels))])
+            for o_index, (i, o) in enumerate(levels, 1)
+        )
+        self.middle = nn.ModuleList([block(dims[-1], dims[-1]), block(dims[-1], dims[-1])])
+        self.up = nn.ModuleList(
+            nn.ModuleList([block(2 * o, i), block(i, i), nn.ConvTranspose1d(i, i, 4, 2, 1)])
+            for i, o in reversed(levels[1:])
+        )
+        self.head = nn.Sequential(
+            ConvBlock(dims[1], dims[1], kernel_size=kernel_size),
+            nn.Conv1d(dims[1], transition_dim, 1),
+        )
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        """Trajectories (B, H, D) at steps (B,) -> prediction (B, H, D)."""
+        embedding = self.embed(t)
+        h = x.transpose(1, 2)
+        skips = []
+        for first, second, downsample in self.down:
+            h = second(first(h, embedding), embedding)
+            skips.append(h)
+            h = downsample(h)
+        for block in self.middle:
+            h = block(h, embedding)
+        for first, second, upsample in self.up:
+            h = torch.cat([h, skips.pop()], 1)
+            h = upsample(second(first(h, embedding), embedding))
+        return self.head(h).transpose(1, 2)
+
+
+def _downsample(dim: int, *, last: bool) -> nn.Module:
+    return nn.Identity() if last else nn.Conv1d(dim, dim, 3, 2, 1)
+
+
+def check_horizon(horizon: int, dim_mults: Sequence[int]) -> None:
+    """Refuse a horizon that a U-Net of these levels can not halve and double again.
+
+    Raises:
+        InputError: naming the nearest horizons that work.
+    """
+    factor = 2 ** (len(dim_mults) - 1)
+    if horizon < factor or horizon % factor:
+        below, above = horizon // factor * factor, -(-horizon // factor) * factor
+        nearest = " or ".join(str(h) for h in (below, above) if h > 0)
+        raise InputError(
+            f"{horizon=} must divide by {factor} for a U-Net of {len(dim_mults)} levels: "
+            f"use {nearest}."
+        )

@@ -1,0 +1,168 @@
+"""Normalisers: statistics per dimension, as buffers, so that they travel in the checkpoint."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from diffrl_lightning.types import InputError
+
+NormalizerKind = Literal["gaussian", "limits", "cdf"]
+
+
+class Normalizer(nn.Module, ABC):
+    """Maps data (..., D) in environment units to the scale a network works on, and back.
+
+    Args:
+        dim: D.
+    """
+
+    fitted: Tensor
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dim = dim
+        self.register_buffer("fitted", torch.tensor(False))
+
+    def fit(self, data: Tensor) -> None:
+        """Take the statistics of ``data`` (N, D).
+
+        Raises:
+            InputError: if the data have another width, or are not finite.
+        """
+        if data.ndim != 2 or data.shape[1] != self.dim:
+            raise InputError(f"A normaliser of {self.dim} dimensions got data {tuple(data.shape)}.")
+        if not bool(torch.isfinite(data).all()):
+            raise InputError("The data hold NaN or infinite values: remove them from the dataset.")
+        self._fit(data)
+        self.fitted.fill_(True)
+
+    @abstractmethod
+    def _fit(self, data: Tensor) -> None: ...
+
+    @abstractmethod
+    def normalize(self, x: Tensor) -> Tensor:
+        """(..., D) in environment units -> (..., D) normalised."""
+
+    @abstractmethod
+    def unnormalize(self, x: Tensor) -> Tensor:
+        """(..., D) normalised -> (..., D) in environment units."""
+
+
+class GaussianNormalizer(Normalizer):
+    """Zero mean and unit variance; a constant dimension is only shifted."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(dim)
+        self.register_buffer("mean", torch.zeros(dim))
+        self.register_buffer("std", torch.ones(dim))
+
+    def _fit(self, data: Tensor) -> None:
+        mean = data.mean(0, dtype=torch.float64)
+        std = (data - mean.float()).square().mean(0, dtype=torch.float64).sqrt()
+        self.mean.copy_(mean)
+        self.std.copy_(torch.where(std > 1e-6 * (1 + mean.abs()), std, 1.0))
+
+    def normalize(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., D)."""
+        return (x - self.mean) / self.std
+
+    def unnormalize(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., D)."""
+        return x * self.std + self.mean
+
+
+class LimitsNormalizer(Normalizer):
+    """Smallest and largest value to -1 and 1; a constant dimension is widened by 1 either way."""
+
+    low: Tensor
+    high: Tensor
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(dim)
+        self.register_buffer("low", -torch.ones(dim))
+        self.register_buffer("high", torch.ones(dim))
+
+    def _fit(self, data: Tensor) -> None:
+        low, high = data.aminmax(dim=0)
+        constant = (low == high).to(low)
+        self.low.copy_(low - constant)
+        self.high.copy_(high + constant)
+
+    def normalize(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., D); values outside the data's limits go beyond [-1, 1]."""
+        return 2 * (x - self.low) / (self.high - self.low) - 1
+
+    def unnormalize(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., D)."""
+        return (x + 1) / 2 * (self.high - self.low) + self.low
+
+
+class CDFNormalizer(Normalizer):
+    """The empirical distribution function of each dimension, mapped to [-1, 1].
+
+    The function is kept as ``num_quantiles`` quantiles and interpolated between them. Values outside
+    the data go to -1 and 1; a constant dimension goes to 0 and comes back as its constant.
+
+    Args:
+        dim: D.
+        num_quantiles: knots of the interpolation.
+    """
+
+    quantiles: Tensor
+
+    def __init__(self, dim: int, num_quantiles: int = 1025) -> None:
+        super().__init__(dim)
+        knots = torch.linspace(-1, 1, num_quantiles).expand(dim, -1)
+        self.register_buffer("quantiles", knots.clone())
+
+    def _fit(self, data: Tensor) -> None:
+        n, k = len(data), self.quantiles.shape[1]
+        position = torch.linspace(0, n - 1, k, dtype=torch.float64)
+        low = position.long()
+        weight = (position - low).float()[:, None]
+        for d in range(self.dim):  # a dimension at a time keeps the sorted copy small
+            ordered = data[:, d : d + 1].sort(0).values
+            knots = torch.lerp(ordered[low], ordered[(low + 1).clamp_max(n - 1)], weight)
+            self.quantiles[d].copy_(knots[:, 0])
+
+    def normalize(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., D) in [-1, 1]; a value that repeats goes to the middle of its run."""
+        flat = x.reshape(-1, self.dim).T.contiguous()
+        last = self.quantiles.shape[1] - 1
+        left = torch.searchsorted(self.quantiles, flat)
+        right = torch.searchsorted(self.quantiles, flat, right=True)
+        below = (left - 1).clamp(0, last)
+        above = right.clamp(0, last)
+        q_below, q_above = self.quantiles.gather(1, below), self.quantiles.gather(1, above)
+        gap = q_above - q_below
+        between = below + (flat - q_below) / torch.where(gap > 0, gap, 1.0) * (above - below)
+        position = torch.where(right > left, (left + right - 1) / 2, between).clamp(0, last)
+        return (2 * position / last - 1).T.reshape(x.shape)
+
+    def unnormalize(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., D) within the data's limits."""
+        last = self.quantiles.shape[1] - 1
+        position = ((x.reshape(-1, self.dim).T + 1) / 2 * last).clamp(0, last)
+        low = position.long()
+        knots = self.quantiles
+        low_values, high_values = knots.gather(1, low), knots.gather(1, (low + 1).clamp_max(last))
+        return torch.lerp(low_values, high_values, position - low).T.reshape(x.shape)
+
+
+def make_normalizer(kind: NormalizerKind, dim: int) -> Normalizer:
+    """A normaliser by name.
+
+    Raises:
+        InputError: if the name is unknown.
+    """
+    kinds = {"gaussian": GaussianNormalizer, "limits": LimitsNormalizer, "cdf": CDFNormalizer}
+    if kind not in kinds:
+        raise InputError(f"normalizer={kind!r} is unknown: choose one of {', '.join(kinds)}.")
+    return kinds[kind](dim)

@@ -1,0 +1,5 @@
+"""Stateful acting objects, made fresh for each evaluation."""
+
+from diffrl_lightning.policies.planner import PlannerPolicy
+
+__all__ = ["PlannerPolicy"]

@@ -1,0 +1,178 @@
+"""Acting on plans: open loop or receding horizon, by planned actions or by tracking states."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from diffrl_lightning.types import Generators, InputError
+
+Execute = Literal["actions", "states"]
+
+
+class Plan(NamedTuple):
+    """Plans for N environments, in environment units."""
+
+    observations: Tensor  # (N, H, O)
+    actions: Tensor  # (N, H, A)
+
+
+class PlanFn(Protocol):
+    """Makes plans; what a planner's module lends to its policy."""
+
+    def __call__(
+        self,
+        observations: Tensor,
+        goals: Tensor | None,
+        *,
+        generator: Generators,
+        elapsed: Tensor,
+        previous: Plan | None,
+    ) -> Plan:
+        """Plans from states (N, O) to goals (N, G).
+
+        ``elapsed`` (N,) counts the plan's steps since an episode's first plan; ``previous`` plans are
+        moved on to now.
+        """
+
+
+class PlannerPolicy:
+    """Executes plans in N environments, each at its own place in its own plan.
+
+    With ``stride`` s and replanning every k steps::
+
+        environment step   0   1   2  ..  s  s+1 ..  k-1 | k
+        plan's step        0   0   0  ..  1   1  ..      | a new plan's 0
+
+    Args:
+        plan: makes the plans.
+        observation_dim: O, length of the state; what follows it in an observation is the goal.
+        stride: environment steps from one step of a plan to the next.
+        execute: ``actions`` plays the planned actions; ``states`` follows the planned positions with
+            the force ``kp (x* - x) + kd (v* - v)``, where the state is (positions, velocities) and the
+            action a force on each position; after the plan's end it holds the last position.
+        replan_every: environment steps from one plan to the next; None plans once (open loop).
+        warm_start: begin a new plan from the last one, moved on in time.
+        kp: gain of the position's error.
+        kd: gain of the velocity's error.
+        device: where the plans are made.
+
+    Raises:
+        InputError: if an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        plan: PlanFn,
+        *,
+        observation_dim: int,
+        stride: int = 1,
+        execute: Execute = "actions",
+        replan_every: int | None = None,
+        warm_start: bool = False,
+        lookahead: int = 1,
+        kp: float = 10.0,
+        kd: float = 1.0,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        if execute not in ("actions", "states"):
+            raise InputError(f"{execute=} is unknown: choose actions or states.")
+        if replan_every is not None and replan_every < 1:
+            raise InputError(f"{replan_every=} must be at least 1, or null for open loop.")
+        if warm_start and replan_every is None:
+            raise InputError("warm_start needs replan_every: an open-loop plan has none before it.")
+        self.plan, self.observation_dim, self.stride = plan, observation_dim, stride
+        self.execute, self.replan_every, self.warm_start = execute, replan_every, warm_start
+        self.lookahead, self.kp, self.kd = lookahead, kp, kd
+        self.device = torch.device(device)
+        self.new_plans: tuple[Tensor, Tensor] | None = None  # rows (M,), observations (M, H, O)
+        self._plan: Plan | None = None
+        self._age = torch.zeros(0, dtype=torch.long)  # environment steps since the plan was made
+        self._clock = torch.zeros(0, dtype=torch.long)  # environment steps since the first plan
+        self._generators: list[torch.Generator] = []
+
+    def reset(self, mask: Tensor, seeds: Sequence[int] | None = None) -> None:
+        """Drop the plans where an episode begins, and reseed their noise."""
+        if len(self._age) != len(mask):
+            self._plan = None
+            self._age = torch.full((len(mask),), -1)
+            self._clock = torch.zeros(len(mask), dtype=torch.long)
+            self._generators = [torch.Generator() for _ in mask]
+        self._age[mask] = -1
+        self._clock[mask] = 0
+        for i in mask.nonzero()[:, 0].tolist():
+            if seeds is None:
+                self._generators[i].seed()
+            else:
+                self._generators[i].manual_seed(seeds[i])
+
+    def act(self, observations: Tensor) -> Tensor:
+        """Observations (N, O + G) -> actions (N, A)."""
+        if len(self._age) != len(observations):
+            self.reset(torch.ones(len(observations), dtype=torch.bool))
+        due = self._age < 0
+        if self.replan_every is not None:
+            due |= self._age >= self.replan_every
+        self.new_plans = None
+        if due.any():
+            self._replan(observations, due)
+        assert self._plan is not None
+        action = self._track(observations) if self.execute == "states" else self._played()
+        self._age += 1
+        self._clock += 1
+        return action
+
+    def _replan(self, observations: Tensor, due: Tensor) -> None:
+        rows = due.nonzero()[:, 0]
+        chosen = observations[rows].to(self.device)
+        goals = chosen[:, self.observation_dim :]
+        plan = self.plan(
+            chosen[:, : self.observation_dim],
+            goals if goals.shape[1] else None,
+            generator=[self._generators[i] for i in rows.tolist()],
+            elapsed=torch.div(self._clock[rows], self.stride, rounding_mode="floor").to(self.device),
+            previous=self._previous(rows),
+        )
+        plan = Plan(*(part.cpu() for part in plan))
+        if self._plan is None:
+            n = len(observations)
+            self._plan = Plan(*(part.new_zeros(n, *part.shape[1:]) for part in plan))
+        for kept, part in zip(self._plan, plan, strict=True):
+            kept[rows] = part
+        self._age[rows] = 0
+        self.new_plans = rows, plan.observations
+
+    def _previous(self, rows: Tensor) -> Plan | None:
+        """The last plans of these rows moved on to now; None if any of them has none."""
+        if not self.warm_start or self._plan is None or bool((self._age[rows] < 0).any()):
+            return None
+        horizon = self._plan.observations.shape[1]
+        shift = torch.div(self._age[rows], self.stride, rounding_mode="floor")
+        steps = (torch.arange(horizon) + shift[:, None]).clamp_max(horizon - 1)
+        moved = (part[rows[:, None], steps].to(self.device) for part in self._plan)
+        return Plan(*moved)
+
+    def _played(self) -> Tensor:
+        assert self._plan is not None
+        actions = self._plan.actions
+        step = torch.div(self._age, self.stride, rounding_mode="floor")
+        return actions[torch.arange(len(actions)), step.clamp_max(actions.shape[1] - 1)]
+
+    def _track(self, observations: Tensor) -> Tensor:
+        """PD law towards the planned state one environment step ahead."""
+        assert self._plan is not None
+        states = self._plan.observations
+        rows, last = torch.arange(len(states)), states.shape[1] - 1
+        position = (self._age + self.lookahead) / self.stride
+        low = position.long().clamp_max(last)
+        high = (low + 1).clamp_max(last)
+        weight = (position - low).clamp(0, 1)[:, None]
+        target = torch.lerp(states[rows, low], states[rows, high], weight)
+        half = self.observation_dim // 2
+        velocity = torch.where((position > last)[:, None], 0.0, target[:, half : 2 * half])
+        state = observations.cpu()
+        error = target[:, :half] - state[:, :half]
+        return self.kp * error + self.kd * (velocity - state[:, half : 2 * half])

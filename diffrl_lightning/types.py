@@ -1,0 +1,88 @@
+"""The few types that every part of the library agrees on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypedDict
+
+import torch
+from torch import Tensor
+
+DenoiseFn = Callable[[Tensor, Tensor], Tensor]
+"""A denoising network with its conditions bound: ``xt (B, *S), t (B,) -> prediction (B, *S)``."""
+
+Constraint = Callable[[Tensor], Tensor]
+"""Overwrites the known entries of a sample: ``(B, *S) -> (B, *S)``."""
+
+Generators = torch.Generator | Sequence[torch.Generator] | None
+"""Source of noise: one generator, or one for each row of the batch, or torch's global one."""
+
+
+class InputError(ValueError):
+    """Input that a user can mend: its message is one sentence that names the fix."""
+
+
+class TransitionBatch(TypedDict):
+    """Single steps, in environment units."""
+
+    observations: Tensor  # (B, O)
+    actions: Tensor  # (B, A)
+    rewards: Tensor  # (B,)
+    next_observations: Tensor  # (B, O)
+    terminations: Tensor  # (B,) float, 1 where the episode really ended
+
+
+class SequenceBatch(TypedDict):
+    """Windows of an episode, in environment units."""
+
+    observations: Tensor  # (B, H, O)
+    actions: Tensor  # (B, H, A)
+    rewards: Tensor  # (B, H)
+    returns: Tensor  # (B,) discounted return from the window's first step to the episode's end
+    mask: Tensor  # (B, H) bool, False on padded steps
+
+
+class Policy(Protocol):
+    """Something that acts in N environments at once, in environment units.
+
+    A policy holds the state of one evaluation (plans, chunks, noise); make a fresh one for each.
+    """
+
+    def reset(self, mask: Tensor, seeds: Sequence[int] | None = None) -> None:
+        """Begin a new episode where ``mask`` (N,) is True; ``seeds`` (N,) fix its noise."""
+
+    def act(self, observations: Tensor) -> Tensor:
+        """Map observations (N, O) to actions (N, A)."""
+
+
+class EnvSource(Protocol):
+    """A datamodule as the rollout callback and the modules see it.
+
+    ``observation_dim`` counts the state alone: where environments have a goal, they append it to
+    the observation, whose last ``goal_dim`` entries it is.
+    """
+
+    observation_dim: int
+    action_dim: int
+    goal_dim: int
+    ref_scores: tuple[float, float] | None
+
+    def make_env(self, render_mode: str | None = None) -> Any:
+        """One evaluation environment with flat observations."""
+
+    def make_vector_env(self, num_envs: int, asynchronous: bool = False) -> Any:
+        """A ``gymnasium.vector.VectorEnv`` of evaluation environments, autoreset disabled."""
+
+
+def randn(shape: Sequence[int], *, generator: Generators = None, like: Tensor) -> Tensor:
+    """Standard normal noise of a shape (B, *S) on the device and in the dtype of ``like``.
+
+    With one generator for each row, a row's noise does not depend on which rows it shares the
+    batch with: an episode then unfolds alike however environments are grouped.
+    """
+    if generator is None or isinstance(generator, torch.Generator):
+        return torch.randn(*shape, generator=generator, device=like.device, dtype=like.dtype)
+    if len(generator) != shape[0]:
+        raise InputError(f"{len(generator)} generators for a batch of {shape[0]}: give one a row.")
+    rows = [torch.randn(*shape[1:], generator=g, device=g.device) for g in generator]
+    return torch.stack(rows).to(like)
