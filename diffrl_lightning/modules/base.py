@@ -24,8 +24,8 @@ class DiffusionModule(pl.LightningModule, ABC):
 
     A role defines ``compute_loss`` and, if it acts, ``make_policy``, or, if it generates, ``sample``.
     Its constructor takes scalars, tuples and Literals only, calls ``save_hyperparameters`` and builds
-    all layers, so that a checkpoint alone rebuilds it. It reads ``lr`` and ``weight_decay`` from its
-    hyper-parameters.
+    all layers, so that a checkpoint alone rebuilds it. It reads ``lr``, ``weight_decay`` and
+    ``lr_schedule`` from its hyper-parameters.
     """
 
     denoiser: nn.Module
@@ -89,13 +89,18 @@ class DiffusionModule(pl.LightningModule, ABC):
     def test_step(self, batch: Any, batch_idx: int) -> None:
         """Nothing to do on batches: tests are rollouts."""
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Adam, with decoupled weight decay where ``weight_decay`` is set."""
-        return torch.optim.AdamW(
+    def configure_optimizers(self) -> Any:
+        """AdamW (plain Adam at weight decay 0); the rate stays, or falls to 0 along a cosine."""
+        optimizer = torch.optim.AdamW(
             self.denoiser.parameters(),
             lr=self.hparams["lr"],
             weight_decay=self.hparams.get("weight_decay", 0.0),
         )
+        if self.hparams.get("lr_schedule", "constant") == "constant":
+            return optimizer
+        steps = int(self.trainer.estimated_stepping_batches)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Note the role and the seed of the noise."""

@@ -54,6 +54,7 @@ class Diffuser(DiffusionModule):
         action_weight: weight of the first action's loss.
         loss_discount: weight of each further step's loss, relative to the step before.
         lr: learning rate.
+        lr_schedule: keep the rate, or let it fall to 0 along a cosine over the whole run.
         weight_decay: decoupled weight decay.
         ema_decay: share of the weight average that each update keeps.
         ema_update_every: optimiser steps from one update to the next.
@@ -81,6 +82,7 @@ class Diffuser(DiffusionModule):
         action_weight: float = 1.0,
         loss_discount: float = 1.0,
         lr: float = 2e-4,
+        lr_schedule: Literal["constant", "cosine"] = "constant",
         weight_decay: float = 0.0,
         ema_decay: float = 0.995,
         ema_update_every: int = 1,
