@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,9 @@ class Rollout(pl.Callback):
         self.plans: dict[int, np.ndarray] = {}  # seed -> the episode's first plan (H, O)
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Refuse keywords that the role's policy does not take before any training."""
+        """Refuse, before any training, keywords that the policy does not take, or no environment."""
+        if stage == "test" or self.val_episodes:
+            trainer.datamodule.make_env().close()  # type: ignore[attr-defined]
         try:
             pl_module.make_policy(**self.policy_kwargs)  # type: ignore[operator]
         except TypeError as error:
@@ -90,50 +93,30 @@ class Rollout(pl.Callback):
     def _run(
         self, trainer: pl.Trainer, pl_module: Any, seed: int, num_episodes: int
     ) -> dict[str, float]:
-        source: EnvSource = trainer.datamodule  # type: ignore[attr-defined]
         seeds = list(range(seed, seed + num_episodes))[trainer.global_rank :: trainer.world_size]
-        metrics = RolloutMetrics(source.ref_scores).to(pl_module.device)
-        envs = source.make_vector_env(max(1, min(self.num_envs, len(seeds))), self.asynchronous)
-        maze = Maze.of(source.make_env())
         devices = [pl_module.device] if pl_module.device.type == "cuda" else []
-        bar = tqdm(desc="Rollout", unit="step", leave=False, disable=trainer.global_rank > 0)
         was_training = pl_module.training
         with torch.random.fork_rng(devices), torch.no_grad():
-            recorder = _PlanRecorder(
-                pl_module.eval().make_policy(**self.policy_kwargs), self.keep_episodes
-            )
-            self.evaluation = evaluate(
-                recorder, envs, seeds, keep_paths=self.keep_episodes, progress=bar.update
+            self.evaluation, self.plans, metrics = roll_out(
+                pl_module.eval().make_policy(**self.policy_kwargs),
+                trainer.datamodule,  # type: ignore[attr-defined]
+                seeds,
+                num_envs=self.num_envs,
+                asynchronous=self.asynchronous,
+                keep_episodes=self.keep_episodes,
+                show_progress=trainer.is_global_zero,
             )
         pl_module.train(was_training)
-        bar.close()
-        envs.close()
-        self.plans = recorder.first_plans
-        self._update(metrics, self.evaluation)
-        if maze is not None:
-            for plans in recorder.plans:
-                metrics.update("plan", torch.as_tensor(~maze.crosses_wall(plans)))
-        return metrics.compute()
-
-    @staticmethod
-    def _update(metrics: RolloutMetrics, evaluation: Evaluation) -> None:
-        episodes = evaluation.episodes
-        metrics.update("return", torch.tensor([e.episode_return for e in episodes]))
-        metrics.update("length", torch.tensor([e.length for e in episodes]))
-        successes = [e.success for e in episodes if e.success is not None]
-        metrics.update("success", torch.tensor(successes))
-        if evaluation.num_decisions:
-            seconds = torch.tensor([evaluation.decision_seconds], dtype=torch.float64)
-            metrics.update("decision_seconds", seconds, repeats=evaluation.num_decisions)
+        return metrics.to(pl_module.device).compute()
 
     @staticmethod
     def _log(pl_module: pl.LightningModule, result: dict[str, float], stage: str) -> None:
         for name, value in result.items():
             bar = name in ("return_mean", "success_rate", "wall_free_rate")
-            # Already reduced over processes; float64 on a device that has none would fail.
-            pl_module.log(f"{stage}/{name}", float(value), prog_bar=bar, rank_zero_only=False)
-        if stage == "val" and result:
-            pl_module.log("hp_metric", float(result["return_mean"]))
+            # Equal on all processes already; sync_dist keeps Lightning from warning.
+            pl_module.log(f"{stage}/{name}", float(value), prog_bar=bar, sync_dist=True)
+        if stage == "val":
+            pl_module.log("hp_metric", float(result["return_mean"]), sync_dist=True)
 
     @rank_zero_only
     def _write(self, trainer: pl.Trainer, result: dict[str, float]) -> None:
@@ -158,6 +141,54 @@ class Rollout(pl.Callback):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(record, indent=2) + "\n")
         tqdm.write(f"Results: {path}")
+
+
+def roll_out(
+    policy: Policy,
+    source: EnvSource,
+    seeds: Sequence[int],
+    *,
+    num_envs: int = 10,
+    asynchronous: bool = False,
+    keep_episodes: int = 0,
+    show_progress: bool = True,
+) -> tuple[Evaluation, dict[int, np.ndarray], RolloutMetrics]:
+    """Run one episode of a policy for each seed.
+
+    Args:
+        policy: a fresh policy.
+        source: where the environments come from.
+        seeds: one an episode.
+        num_envs: environments that run at once.
+        asynchronous: run every environment in a process of its own.
+        keep_episodes: of how many episodes the path and the first plan are kept.
+        show_progress: show a bar of environment steps.
+
+    Returns:
+        The episodes, the first plans (H, O) by seed, and their statistics.
+    """
+    envs = source.make_vector_env(max(1, min(num_envs, len(seeds))), asynchronous)
+    recorder = _PlanRecorder(policy, keep_episodes)
+    bar = tqdm(desc="Rollout", unit="step", leave=False, disable=not show_progress)
+    evaluation = evaluate(recorder, envs, seeds, keep_paths=keep_episodes, progress=bar.update)
+    bar.close()
+    envs.close()
+    metrics = RolloutMetrics(source.ref_scores)
+    episodes = evaluation.episodes
+    metrics.update("return", torch.tensor([e.episode_return for e in episodes]))
+    metrics.update("length", torch.tensor([e.length for e in episodes]))
+    successes = [e.success for e in episodes if e.success is not None]
+    metrics.update("success", torch.tensor(successes))
+    if evaluation.num_decisions:
+        seconds = torch.tensor([evaluation.decision_seconds], dtype=torch.float64)
+        metrics.update("decision_seconds", seconds, repeats=evaluation.num_decisions)
+    env = source.make_env()
+    maze = Maze.of(env)
+    env.close()
+    if maze is not None:
+        for plans in recorder.plans:
+            metrics.update("plan", torch.as_tensor(~maze.crosses_wall(plans)))
+    return evaluation, recorder.first_plans, metrics
 
 
 class _PlanRecorder:

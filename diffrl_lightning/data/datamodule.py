@@ -10,6 +10,7 @@ from typing import Any
 import gymnasium as gym
 import lightning.pytorch as pl
 import numpy as np
+import torch
 from gymnasium.vector import VectorEnv
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -174,13 +175,13 @@ class OfflineData(pl.LightningDataModule, ABC):
     def _loader(self, dataset: Any, sampler: BatchSampler) -> DataLoader:
         # Batches come whole from the dataset; a generator of its own keeps the loader from drawing
         # a seed out of torch's global one at every epoch.
-        return DataLoader(
+        return _Loader(
             dataset,
             sampler=sampler,
             batch_size=None,
             collate_fn=_identity,
             pin_memory=self.pin_memory,
-            generator=_generator(self.seed),
+            generator=torch.Generator().manual_seed(self.seed),
         )
 
     def _split(self, episodes: Episodes) -> tuple[Episodes, Episodes]:
@@ -293,11 +294,15 @@ class TransitionData(OfflineData):
         return Transitions(episodes)
 
 
+class _Loader(DataLoader):
+    """A loader that Lightning knows it can resume: the sampler asks the loop for its position."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
+
+
 def _identity(batch: dict[str, Tensor]) -> dict[str, Tensor]:
     return batch
-
-
-def _generator(seed: int) -> Any:
-    import torch
-
-    return torch.Generator().manual_seed(seed)

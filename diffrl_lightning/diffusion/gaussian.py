@@ -64,10 +64,13 @@ class GaussianDiffusion(nn.Module):
         shape = (-1,) + (1,) * (ndim - 1)
         return self._signal[t].view(shape), self._noise[t].view(shape)
 
-    def step_beta(self, t: Tensor | int, s: Tensor | int, ndim: int) -> Tensor:
-        """Variance 1 - abar_t / abar_s of the forward step from s to t, (B or 1, 1, ...)."""
-        shape = (-1,) + (1,) * (ndim - 1)
-        return -torch.expm1(self._log_abar[t] - self._log_abar[s]).view(shape)
+    def step(self, t: Tensor | int, s: Tensor | int, ndim: int) -> tuple[Tensor, Tensor]:
+        """alpha = abar_t / abar_s and beta = 1 - alpha of the forward step from s to t.
+
+        Each (B or 1, 1, ...), from the logarithm: neither loses digits where it is close to 0.
+        """
+        log_alpha = (self._log_abar[t] - self._log_abar[s]).view((-1,) + (1,) * (ndim - 1))
+        return log_alpha.exp(), -torch.expm1(log_alpha)
 
     def add_noise(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
         """Draw x_t ~ q(x_t | x_0) with given noise; all (B, *S), t (B,)."""
@@ -112,9 +115,9 @@ class GaussianDiffusion(nn.Module):
         s = t - 1 if s is None else s
         _, noise_t = self.signal_noise(t, xt.ndim)
         signal_s, noise_s = self.signal_noise(s, xt.ndim)
-        beta = self.step_beta(t, s, xt.ndim)
+        alpha, beta = self.step(t, s, xt.ndim)
         x0_coefficient = signal_s * beta / noise_t.square()
-        xt_coefficient = (1 - beta).sqrt() * (noise_s / noise_t).square()
+        xt_coefficient = alpha.sqrt() * (noise_s / noise_t).square()
         variance = beta * (noise_s / noise_t).square()
         return x0_coefficient * x0 + xt_coefficient * xt, variance
 

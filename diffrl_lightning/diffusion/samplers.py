@@ -84,7 +84,7 @@ def ddpm_sample(
         if s < 0:
             return mean
         if variance == "beta":
-            var = diffusion.step_beta(t, s, x.ndim)
+            _, var = diffusion.step(t, s, x.ndim)
         return mean + temperature * var.sqrt() * randn(x.shape, generator=generator, like=x)
 
     steps = inference_timesteps(diffusion.num_train_timesteps, num_inference_steps)[skip_steps:]
@@ -130,8 +130,11 @@ def ddim_sample(
         eps = (x - signal_t * x0) / noise_t
         if eta == 0 or s < 0:
             return signal_s * x0 + noise_s * eps
-        sigma = eta * diffusion.posterior(x0, x, t, s)[1].sqrt()
-        direction = (noise_s.square() - sigma.square()).clamp_min(0).sqrt()
+        alpha, beta = diffusion.step(t, s, x.ndim)
+        ratio = (noise_s / noise_t).square()
+        sigma = eta * (beta * ratio).sqrt()
+        # sqrt(noise_s^2 - sigma^2), by noise_t^2 = alpha noise_s^2 + beta free of cancellation
+        direction = noise_s * (1 - eta**2 + eta**2 * alpha * ratio).sqrt()
         noise = temperature * sigma * randn(x.shape, generator=generator, like=x)
         return signal_s * x0 + direction * eps + noise
 
