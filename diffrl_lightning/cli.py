@@ -100,9 +100,19 @@ def main(args: Any = None) -> None:
             parser_kwargs={"description": "Diffusion models for reinforcement learning."},
             args=args,
         )
-    except InputError as error:
-        print(f"diffrl: error: {error}", file=sys.stderr)
+    except ValueError as error:
+        cause = _input_error(error)
+        if cause is None:
+            raise
+        print(f"diffrl: error: {cause}", file=sys.stderr)
         sys.exit(2)
+
+
+def _input_error(error: BaseException | None) -> InputError | None:
+    """The bad input behind an error; the parser wraps what constructors raise."""
+    while error is not None and not isinstance(error, InputError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def _is_news(record: logging.LogRecord) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DistributedSampler
@@ -63,8 +64,8 @@ class BatchSampler(DistributedSampler):
 
     def _permutation(self, number: int) -> Tensor:
         if number not in self._permutations:
-            generator = torch.Generator().manual_seed((self.seed << 32) + number)
-            permutation = torch.randperm(self.num_items, generator=generator)
+            rng = np.random.default_rng([self.seed, number])
+            permutation = torch.from_numpy(rng.permutation(self.num_items))
             self._permutations = {k: v for k, v in self._permutations.items() if k >= number - 1}
             self._permutations[number] = permutation
         return self._permutations[number]

@@ -62,8 +62,9 @@ class DiffusionModule(pl.LightningModule, ABC):
         the random numbers is the seed and k, which both are in the checkpoint.
         """
         k = self.trainer.fit_loop.epoch_loop.batch_progress.total.ready
-        words = np.random.SeedSequence([self._noise_seed, self.global_rank, k]).generate_state(2)
-        torch.manual_seed(int(words[0]) << 32 | int(words[1]))
+        # Hashed to one word: of a seed, torch's generator on the CPU reads 32 bits.
+        words = np.random.SeedSequence([self._noise_seed, self.global_rank, k]).generate_state(1)
+        torch.manual_seed(int(words[0]))
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Loss of a batch; logged every ``log_every_n_steps``, since logging costs time."""

@@ -1,0 +1,101 @@
+"""Windows and transitions against a per-item reference."""
+
+import numpy as np
+import pytest
+import torch
+from test_episodes import make
+
+from diffrl_lightning.data import Transitions, Windows
+from diffrl_lightning.data.sampler import BatchSampler
+from diffrl_lightning.types import InputError
+
+
+def reference(episodes, episode, start, horizon, stride, padding):
+    """A window step by step, as one would write it for a single item."""
+    first, end = episodes.offsets[episode], episodes.offsets[episode + 1]
+    observations, actions, rewards, mask = [], [], [], []
+    for h in range(horizon):
+        row = first + start + h * stride
+        inside = row < end
+        row = min(row, end - 1)
+        keep = inside or padding == "edge"
+        observations.append(episodes.observations[row + episode] * keep)
+        actions.append(episodes.actions[row] * keep)
+        rewards.append(episodes.rewards[row] * inside)
+        mask.append(inside)
+    return map(np.array, (observations, actions, rewards, mask))
+
+
+@pytest.mark.parametrize("padding", ["none", "edge", "zero"])
+@pytest.mark.parametrize(("horizon", "stride"), [(1, 1), (3, 1), (2, 2), (3, 2)])
+def test_windows(padding, horizon, stride):
+    episodes = make((7, 4, 9, 5))
+    windows = Windows(episodes, horizon=horizon, stride=stride, padding=padding, discount=0.9)
+    span = (horizon - 1) * stride if padding == "none" else 0
+    starts = [(e, s) for e in range(4) for s in range(max(episodes.lengths[e] - span, 0))]
+    assert len(windows) == len(starts)
+    batch = windows.__getitems__(list(range(len(windows))))
+    togo = episodes.returns_to_go(0.9)
+    for i, (e, s) in enumerate(starts):
+        expected = reference(episodes, e, s, horizon, stride, padding)
+        names = ("observations", "actions", "rewards", "mask")
+        for name, value in zip(names, expected, strict=True):
+            np.testing.assert_array_equal(batch[name][i], value)
+        assert batch["returns"][i] == togo[episodes.offsets[e] + s]
+    alone = windows[2]
+    assert torch.equal(alone["observations"], batch["observations"][2])
+
+
+def test_zero_padding_leaves_the_data_alone():
+    episodes = make((4,))
+    before = episodes.observations.copy()
+    Windows(episodes, horizon=8, padding="zero")[torch.arange(4)]
+    np.testing.assert_array_equal(episodes.observations, before)
+
+
+def test_too_long_a_horizon():
+    with pytest.raises(InputError, match=r"spans 9 steps, but the longest episode has 5"):
+        Windows(make(), horizon=5, stride=2)
+    with pytest.raises(InputError, match="none, edge or zero"):
+        Windows(make(), horizon=2, padding="wrap")
+
+
+def test_transitions():
+    episodes = make((3, 2), final_observed=np.array([False, True]))
+    transitions = Transitions(episodes)
+    assert len(transitions) == 4, "the step without a next observation is left out"
+    batch = transitions.__getitems__([0, 1, 2, 3])
+    assert batch["actions"][:, 0].tolist() == [0, 1, 3, 4]
+    assert batch["next_observations"][:, 0].tolist() == [2, 4, 10, 12]
+
+
+def test_batch_k_is_a_function_of_seed_and_k():
+    def batches(**kwargs):
+        return [b.tolist() for b in BatchSampler(50, batch_size=8, seed=3, **kwargs)]
+
+    whole = batches()
+    assert len(whole) == 6
+    assert batches(position=lambda: 4)[0] == whole[4]
+    sampler = BatchSampler(50, batch_size=8, seed=3)
+    stream = np.concatenate([sampler.batch(k) for k in range(25)])
+    for p in range(4):  # every pass is a permutation, and they differ
+        assert sorted(stream[p * 50 : (p + 1) * 50]) == list(range(50))
+    assert stream[:50].tolist() != stream[50:100].tolist()
+    assert BatchSampler(50, batch_size=8, seed=4).batch(0).tolist() != whole[0]
+
+
+def test_processes_share_each_batch_without_overlap():
+    ranks = [
+        BatchSampler(64, batch_size=8, seed=1, num_replicas=2, rank=rank) for rank in range(2)
+    ]
+    alone = BatchSampler(64, batch_size=16, seed=1)
+    assert len(ranks[0]) == len(alone) == 4
+    for k in range(4):
+        both = torch.cat([sampler.batch(k) for sampler in ranks])
+        assert torch.equal(both, alone.batch(k))
+
+
+def test_more_batch_than_data():
+    sampler = BatchSampler(5, batch_size=12)
+    assert len(sampler) == 1
+    assert sampler.batch(0).shape == (12,)

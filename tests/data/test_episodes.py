@@ -1,0 +1,89 @@
+"""The in-memory format."""
+
+import numpy as np
+import pytest
+
+from diffrl_lightning.data.episodes import Episodes, concatenate
+from diffrl_lightning.types import InputError
+
+
+def make(lengths=(3, 5, 2), observation_dim=2, **replaced):
+    n, e = sum(lengths), len(lengths)
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    truncations = np.zeros(n, bool)
+    truncations[offsets[1:] - 1] = True
+    rows = np.arange((n + e) * observation_dim, dtype=np.float32)
+    arrays = {
+        "observations": rows.reshape(n + e, observation_dim),
+        "actions": np.arange(n, dtype=np.float32)[:, None],
+        "rewards": np.arange(1, n + 1, dtype=np.float32),
+        "terminations": np.zeros(n, bool),
+        "truncations": truncations,
+        "offsets": offsets,
+        "final_observed": np.ones(e, bool),
+    }
+    return Episodes(**(arrays | replaced))
+
+
+def test_returns_and_returns_to_go_by_hand():
+    episodes = make()
+    assert episodes.returns.tolist() == [6, 30, 19]
+    togo = episodes.returns_to_go(0.5)
+    assert togo[:3].tolist() == [1 + 1 + 0.75, 2 + 1.5, 3]
+    expected = np.zeros(10)
+    for start, end in zip(episodes.offsets[:-1], episodes.offsets[1:], strict=True):
+        for i in range(start, end):
+            expected[i] = sum(0.9 ** (j - i) * episodes.rewards[j] for j in range(i, end))
+    np.testing.assert_allclose(episodes.returns_to_go(0.9), expected, rtol=1e-6)
+
+
+def test_select_and_concatenate():
+    episodes = make()
+    picked = episodes.select([2, 0])
+    assert picked.lengths.tolist() == [2, 3]
+    assert picked.actions[:, 0].tolist() == [8, 9, 0, 1, 2]
+    assert picked.observations[:, 0].tolist() == [20, 22, 24, 0, 2, 4, 6]
+    again = concatenate([episodes.select([i]) for i in range(3)])
+    for name in ("observations", "actions", "rewards", "offsets", "truncations"):
+        np.testing.assert_array_equal(getattr(again, name), getattr(episodes, name))
+    with pytest.raises(InputError, match="equal dimensions"):
+        concatenate([episodes, make(observation_dim=3)])
+
+
+def test_joining_continuous_episodes():
+    episodes = make((3, 5, 2, 4), goals=np.zeros((4, 2), np.float32))
+    observations = episodes.observations.copy()
+    observations[4] = observations[3]  # episode 1 begins where episode 0 ended
+    observations[10] = observations[9]  # episode 2 where episode 1 did; episode 3 elsewhere
+    episodes = make((3, 5, 2, 4), observations=observations)
+    joined = episodes.joined(100)
+    assert joined.lengths.tolist() == [10, 4]
+    assert joined.num_steps == 14
+    expected = np.delete(observations, [3, 9], axis=0)
+    np.testing.assert_array_equal(joined.observations, expected)
+    assert np.flatnonzero(joined.truncations).tolist() == [9, 13]
+    assert episodes.joined(4).lengths.tolist() == [8, 2, 4], "closed once it is long enough"
+
+
+def test_a_termination_is_never_joined():
+    episodes = make((3, 5))
+    observations = episodes.observations.copy()
+    observations[4] = observations[3]
+    terminations = np.zeros(8, bool)
+    terminations[2] = True
+    joined = make((3, 5), observations=observations, terminations=terminations).joined(100)
+    assert joined.lengths.tolist() == [3, 5]
+
+
+@pytest.mark.parametrize("name", ["observations", "actions", "rewards"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_bad_values_are_named(name, value):
+    array = getattr(make(), name).copy()
+    array.reshape(-1)[4] = value
+    with pytest.raises(InputError, match=f"{name} hold NaN or infinite"):
+        make(**{name: array})
+
+
+def test_unequal_lengths():
+    with pytest.raises(InputError, match="differ in length: 10 steps, but 9 actions"):
+        make(actions=np.zeros((9, 1), np.float32))

@@ -1,0 +1,83 @@
+"""What every role must do; each role's test calls it with a module, a batch and a datamodule."""
+
+import lightning.pytorch as pl
+import torch
+
+from diffrl_lightning.modules import DiffusionModule
+
+
+def check_role(module, datamodule, tmp_path, *, acts=True):
+    """Fit, save, reload, act: the same for every role."""
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        max_steps=2,
+        default_root_dir=tmp_path,
+        logger=False,
+        limit_val_batches=1,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(module, datamodule=datamodule)
+    batch = next(iter(datamodule.train_dataloader()))
+    loss_falls_on_one_batch(module, batch)
+    every_parameter_gets_a_gradient(module, batch)
+    path = tmp_path / "role.ckpt"
+    trainer.save_checkpoint(path)
+    reloaded = checkpoint_reloads_bit_equal(module, path)
+    if acts:
+        policy_is_deterministic_by_seed(reloaded, datamodule)
+
+
+def loss_falls_on_one_batch(module, batch, steps=60):
+    optimizer = torch.optim.Adam(module.denoiser.parameters(), lr=3e-3)
+    losses = []
+    for _ in range(steps):
+        torch.manual_seed(0)
+        loss, _ = module.compute_loss(batch)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.7 * losses[0], losses[:: steps // 6]
+
+
+def every_parameter_gets_a_gradient(module, batch):
+    module.zero_grad()
+    module.compute_loss(batch)[0].backward()
+    missing = [
+        name
+        for name, p in module.named_parameters()
+        if p.requires_grad and (p.grad is None or not p.grad.abs().sum() > 0)
+    ]
+    assert not missing
+
+
+def checkpoint_reloads_bit_equal(module, path):
+    torch.load(path, weights_only=True)
+    for loader in (type(module), DiffusionModule):
+        reloaded = loader.load_from_checkpoint(path)
+        assert type(reloaded) is type(module)
+        assert not reloaded.training
+        expected = module.state_dict()
+        assert expected.keys() == reloaded.state_dict().keys()
+        assert all(torch.equal(v, reloaded.state_dict()[k]) for k, v in expected.items())
+    return reloaded
+
+
+def policy_is_deterministic_by_seed(module, datamodule, **sampling):
+    n = 3
+    env = datamodule.make_vector_env(n)
+    observations = torch.as_tensor(env.reset(seed=[1, 2, 1])[0], dtype=torch.float32)
+    mask = torch.ones(n, dtype=torch.bool)
+
+    def act(seeds):
+        policy = module.make_policy(**sampling)
+        policy.reset(mask, seeds)
+        return torch.stack([policy.act(observations) for _ in range(3)])
+
+    first, second, other = act([1, 2, 1]), act([1, 2, 1]), act([3, 4, 3])
+    assert first.shape == (3, n, datamodule.action_dim)
+    assert torch.isfinite(first).all()
+    assert torch.equal(first, second)
+    assert not torch.equal(first, other)
+    torch.testing.assert_close(first[:, 0], first[:, 2], atol=1e-5, rtol=1e-4)

@@ -1,0 +1,109 @@
+"""Executing plans: whose turn it is to plan, what is played, what is tracked."""
+
+import pytest
+import torch
+
+from diffrl_lightning.policies.planner import Plan, PlannerPolicy
+from diffrl_lightning.types import InputError
+
+H = 6
+
+
+class Recorder:
+    """Plans that count: environment n's step h of call c is 100 c + 10 n + h."""
+
+    def __init__(self):
+        self.calls = []
+
+    def __call__(self, observations, goals, *, generator, elapsed, previous):
+        c = len(self.calls)
+        self.calls.append(
+            {
+                "observations": observations,
+                "goals": goals,
+                "elapsed": elapsed,
+                "previous": previous,
+                "noise": [torch.rand((), generator=g).item() for g in generator],
+            }
+        )
+        rows = observations[:, :1] * 10 + 100 * c
+        steps = torch.arange(H)
+        return Plan((rows + steps)[..., None].repeat(1, 1, 4), (rows + steps)[..., None])
+
+
+def observe(n, goal=True):
+    first = torch.arange(n).float()[:, None]
+    return torch.cat([first.repeat(1, 4), torch.full((n, 2), 9.0)], 1) if goal else first.repeat(1, 4)
+
+
+def everyone(n):
+    return torch.ones(n, dtype=torch.bool)
+
+
+def test_open_loop_plays_each_action_for_stride_steps_and_holds_the_last():
+    plan = Recorder()
+    policy = PlannerPolicy(plan, observation_dim=4, stride=2)
+    policy.reset(everyone(2), [0, 1])
+    played = [policy.act(observe(2))[1].item() for _ in range(14)]
+    assert played == [10, 10, 11, 11, 12, 12, 13, 13, 14, 14, 15, 15, 15, 15]
+    assert len(plan.calls) == 1
+    assert plan.calls[0]["goals"].tolist() == [[9, 9], [9, 9]]
+
+
+def test_replanning_and_warm_start():
+    plan = Recorder()
+    policy = PlannerPolicy(plan, observation_dim=4, stride=2, replan_every=4, warm_start=True)
+    policy.reset(everyone(2), [0, 1])
+    played = [policy.act(observe(2, goal=False))[0].item() for _ in range(10)]
+    assert played == [0, 0, 1, 1, 100, 100, 101, 101, 200, 200]
+    assert plan.calls[0]["goals"] is None
+    assert plan.calls[0]["previous"] is None
+    before = plan.calls[1]["previous"]  # moved on by two of its steps, the last repeated
+    assert before.actions[0, :, 0].tolist() == [2, 3, 4, 5, 5, 5]
+    assert before.observations.shape == (2, H, 4)
+    assert [c["elapsed"].tolist() for c in plan.calls] == [[0, 0], [2, 2], [4, 4]]
+
+
+def test_an_episode_that_begins_replans_alone_with_its_own_noise():
+    plan = Recorder()
+    policy = PlannerPolicy(plan, observation_dim=4)
+    policy.reset(everyone(3), [7, 8, 9])
+    policy.act(observe(3))
+    policy.reset(torch.tensor([False, True, False]), [7, 9, 9])
+    policy.act(observe(3))
+    assert plan.calls[1]["observations"].shape == (1, 4)
+    rows, states = policy.new_plans
+    assert rows.tolist() == [1]
+    assert states.shape == (1, H, 4)
+    assert plan.calls[1]["noise"][0] == plan.calls[0]["noise"][2], "noise is the seed's alone"
+    policy.act(observe(3))
+    assert policy.new_plans is None
+
+
+def test_tracking_interpolates_between_planned_states_and_stops_at_the_end():
+    def plan(observations, goals, *, generator, elapsed, previous):
+        position = torch.arange(H).float()[None, :, None].repeat(1, 1, 2)
+        return Plan(torch.cat([position, torch.full_like(position, 0.5)], -1), position)
+
+    policy = PlannerPolicy(
+        plan, observation_dim=4, stride=4, execute="states", kp=2.0, kd=1.0, lookahead=2
+    )
+    state = torch.tensor([[0.0, 0.0, 0.25, 0.25]])
+    forces = [policy.act(state)[0, 0].item() for _ in range(30)]
+    # the target is (age + 2) / 4 planned steps ahead, its velocity 0.5
+    assert forces[0] == pytest.approx(2 * 0.5 + 0.25)
+    assert forces[5] == pytest.approx(2 * 1.75 + 0.25)
+    assert forces[-1] == pytest.approx(2 * 5.0 - 0.25), "holds the last position, at rest"
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"execute": "waypoints"}, "actions or states"),
+        ({"replan_every": 0}, "at least 1"),
+        ({"warm_start": True}, "needs replan_every"),
+    ],
+)
+def test_bad_input(kwargs, message):
+    with pytest.raises(InputError, match=message):
+        PlannerPolicy(Recorder(), observation_dim=4, **kwargs)

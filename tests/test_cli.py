@@ -1,0 +1,146 @@
+"""The command line: fit, test, reload, and one clear sentence for each bad input."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import write_d4rl
+from helpers import CONFIG, diffrl, fit_args
+
+from diffrl_lightning import DiffusionModule
+from diffrl_lightning.cli import main
+
+KEYS = {"return_mean", "return_sem", "decision_ms", "num_episodes", "seeds", "versions"}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, pendulum_file):
+    """A finished fit, with its test."""
+    folder = tmp_path_factory.mktemp("run")
+    diffrl(*fit_args(pendulum_file, "--test_after_fit=true"), cwd=folder)
+    return folder / "runs" / "diffrl" / "version_0"
+
+
+def test_fit_writes_everything(run):
+    assert {"results.json", "config.yaml", "hparams.yaml"} <= {p.name for p in run.iterdir()}
+    assert {p.name for p in (run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    results = json.loads((run / "results.json").read_text())
+    assert results.keys() >= KEYS
+    assert results["checkpoint"].endswith("best.ckpt")
+    assert results["env_id"] == "Pendulum-v1"
+    assert results["return_mean"] < 0
+
+
+def test_test_command_repeats_the_figures(run, tmp_path, pendulum_file):
+    checkpoint = run / "checkpoints" / "best.ckpt"
+    args = ("test", *fit_args(pendulum_file)[1:], f"--ckpt_path={checkpoint}")
+    diffrl(*args, "--rollout.results_path=again.json", cwd=tmp_path)
+    expected = json.loads((run / "results.json").read_text())
+    found = json.loads((tmp_path / "again.json").read_text())
+    assert found["return_mean"] == expected["return_mean"]
+    assert found["seeds"] == [0, 3]
+
+
+def test_a_checkpoint_alone_acts(run):
+    module = DiffusionModule.load_from_checkpoint(run / "checkpoints" / "last.ckpt")
+    assert type(module).__name__ == "Diffuser"
+    action = module.make_policy(execute="actions").act(torch.zeros(2, 3))
+    assert action.shape == (2, 1)
+
+
+def fail(*args, capsys):
+    """Run in this process, and return what it said."""
+    with pytest.raises(SystemExit) as end:
+        main([str(a) for a in args])
+    assert end.value.code not in (0, None)
+    said = capsys.readouterr().err
+    assert "Traceback" not in said
+    return said
+
+
+def nan_file(folder):
+    rewards = np.zeros(1000, np.float32)
+    rewards[3] = np.inf
+    return write_d4rl(folder / "nan.hdf5", rewards=rewards)
+
+
+def not_hdf5(folder):
+    (folder / "text.hdf5").write_text("text")
+    return folder / "text.hdf5"
+
+
+def pickled(folder):
+    np.savez(
+        folder / "evil.npz",
+        observations=np.zeros((4, 3)),
+        actions=np.array([{}] * 4, dtype=object),
+        terminals=np.ones(4),
+    )
+    return folder / "evil.npz"
+
+
+@pytest.mark.parametrize(
+    ("dataset", "options", "message"),
+    [
+        (lambda f: "who/knows-v0", [], "can not be downloaded"),
+        (nan_file, [], "rewards hold NaN or infinite values in 1 rows"),
+        (lambda f: write_d4rl(f / "a.hdf5", actions=np.zeros((5, 1))), [], "unequal lengths"),
+        (lambda f: write_d4rl(f / "a.hdf5", terminals=None), [], "no array 'terminals'"),
+        (not_hdf5, [], "not a readable HDF5 file"),
+        (pickled, [], "pickled objects"),
+        (lambda f: write_d4rl(f / "a.hdf5"), ["--data.env_id=CartPole-v1"], "do not match"),
+        (lambda f: write_d4rl(f / "a.hdf5"), ["--data.horizon=128"], "longest episode has 100"),
+        (lambda f: write_d4rl(f / "a.hdf5"), ["--data.horizon=7"], "use 6 or 8"),
+        (lambda f: write_d4rl(f / "a.hdf5"), ["--model.width=3"], "width"),
+        (lambda f: write_d4rl(f / "a.hdf5"), ["--rollout.policy_kwargs.speed=3"], "speed"),
+        (lambda f: write_d4rl(f / "a.hdf5"), ["--rollout.policy_kwargs.num_inference_steps=99"],
+         "between 1 and the 8"),
+        (lambda f: write_d4rl(f / "a.hdf5"), ["--ckpt_path=nowhere.ckpt"], "no checkpoint"),
+    ],
+)  # fmt: skip
+def test_bad_input_ends_with_one_sentence(
+    dataset, options, message, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    said = fail(*fit_args(dataset(tmp_path), *options), capsys=capsys)
+    assert message in said
+    assert said.count("diffrl: error:") + said.count("error: ") >= 1
+    assert not list(tmp_path.rglob("*.ckpt")), "nothing was trained"
+
+
+def test_unknown_key_in_yaml(tmp_path, monkeypatch, capsys, pendulum_file):
+    monkeypatch.chdir(tmp_path)
+    text = CONFIG.read_text().replace("    dim: 8\n", "    dim: 8\n    dimm: 9\n")
+    (tmp_path / "bad.yaml").write_text(text)
+    said = fail("fit", "-c", "bad.yaml", f"--data.dataset={pendulum_file}", capsys=capsys)
+    assert "dimm" in said
+
+
+def test_bad_checkpoints(run, tmp_path, monkeypatch, capsys, pendulum_file):
+    monkeypatch.chdir(tmp_path)
+    good = (run / "checkpoints" / "best.ckpt").read_bytes()
+    (tmp_path / "cut.ckpt").write_bytes(good[: len(good) // 2])
+    checkpoint = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)
+    torch.save(checkpoint | {"diffrl_role": "DiffusionPolicy"}, tmp_path / "role.ckpt")
+    torch.save(checkpoint | {"extra": Evil()}, tmp_path / "evil.ckpt")
+    for name, message in (
+        ("cut.ckpt", "is damaged or no checkpoint"),
+        ("role.ckpt", "holds DiffusionPolicy, but the configuration asks for Diffuser"),
+        ("evil.ckpt", "pickled objects"),
+    ):
+        said = fail(*fit_args(pendulum_file, f"--ckpt_path={name}"), capsys=capsys)
+        assert message in said
+        assert "code ran" not in said
+    for name, message in (
+        ("cut.ckpt", "damaged"),
+        ("role.ckpt", "holds DiffusionPolicy"),
+        ("evil.ckpt", "pickled objects"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            DiffusionModule.load_from_checkpoint(tmp_path / name)
+
+
+class Evil:
+    def __reduce__(self):
+        return (print, ("code ran",))

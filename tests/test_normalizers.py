@@ -1,0 +1,91 @@
+"""Normalisers: round trips, limits, constant dimensions, state."""
+
+import pytest
+import torch
+
+from diffrl_lightning.normalizers import make_normalizer
+from diffrl_lightning.types import InputError
+
+KINDS = ["gaussian", "limits", "cdf"]
+
+
+def data():
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(5000, 4, generator=g) * torch.tensor([1.0, 100.0, 0.0, 1e-3])
+    return x + torch.tensor([0.0, -50.0, 7.0, 1.0])
+
+
+def fitted(kind):
+    normalizer = make_normalizer(kind, 4)
+    normalizer.fit(data())
+    return normalizer
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_round_trip_and_constant_dimension(kind):
+    normalizer, x = fitted(kind), data()
+    z = normalizer.normalize(x)
+    assert torch.isfinite(z).all()
+    spread = x.std(0).clamp_min(1e-3)
+    torch.testing.assert_close(normalizer.unnormalize(z) / spread, x / spread, atol=2e-2, rtol=1e-3)
+    assert (z[:, 2] == 0).all(), "a constant goes to 0 and does not spoil the others"
+    assert (normalizer.unnormalize(z)[:, 2] == 7).all()
+
+
+def test_gaussian_statistics():
+    z = fitted("gaussian").normalize(data())
+    varying = [0, 1, 3]
+    torch.testing.assert_close(z.mean(0)[varying], torch.zeros(3), atol=1e-3, rtol=0)
+    torch.testing.assert_close(z.std(0)[varying], torch.ones(3), atol=1e-2, rtol=0)
+
+
+def test_limits_are_exactly_the_data():
+    normalizer, x = fitted("limits"), data()
+    z = normalizer.normalize(x)
+    torch.testing.assert_close(z.amax(0)[[0, 1, 3]], torch.ones(3))
+    torch.testing.assert_close(z.amin(0)[[0, 1, 3]], -torch.ones(3))
+    beyond = normalizer.normalize(x.amax(0, keepdim=True) + 1)
+    assert (beyond[0, :2] > 1).all(), "unseen values are not cut off"
+
+
+def test_cdf_is_uniform_and_clips():
+    normalizer, x = fitted("cdf"), data()
+    z = normalizer.normalize(x)
+    for dim in (0, 1, 3):
+        uniform = torch.linspace(-1, 1, len(x))
+        assert (z[:, dim].sort().values - uniform).abs().max() < 5e-3
+    far = torch.full((1, 4), 1e6)
+    assert (normalizer.normalize(far)[0, [0, 1, 3]] == 1).all()
+    torch.testing.assert_close(
+        normalizer.unnormalize(torch.full((1, 4), 2.0))[0], x.amax(0), rtol=1e-5, atol=1e-5
+    )
+
+
+def test_cdf_with_repeated_values():
+    x = torch.tensor([0.0, 0.0, 0.0, 1.0, 2.0, 2.0]).repeat(100)[:, None]
+    normalizer = make_normalizer("cdf", 1)
+    normalizer.fit(x)
+    values = torch.tensor([[0.0], [1.0], [2.0]])
+    z = normalizer.normalize(values)
+    assert (z[1:] > z[:-1]).all()
+    torch.testing.assert_close(normalizer.unnormalize(z), values)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_statistics_travel_in_the_state(kind):
+    first, second = fitted(kind), make_normalizer(kind, 4)
+    assert not second.fitted
+    second.load_state_dict(first.state_dict())
+    assert second.fitted
+    shaped = data()[:12].view(3, 4, 4)
+    assert torch.equal(first.normalize(shaped), second.normalize(shaped))
+    assert second.normalize(shaped).shape == shaped.shape
+
+
+def test_bad_input():
+    with pytest.raises(InputError, match="gaussian, limits, cdf"):
+        make_normalizer("minmax", 2)
+    with pytest.raises(InputError, match="4 dimensions"):
+        make_normalizer("limits", 4).fit(torch.zeros(10, 3))
+    with pytest.raises(InputError, match="NaN"):
+        make_normalizer("limits", 1).fit(torch.tensor([[float("nan")]]))
