@@ -7,7 +7,6 @@ from pathlib import Path
 import lightning.pytorch as pl
 import numpy as np
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities import rank_zero_only
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
@@ -32,18 +31,19 @@ class PlanFigure(pl.Callback):
     def __init__(self, num_plans: int = 6) -> None:
         self.num_plans = num_plans
 
-    @rank_zero_only
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Draw the validation's rollout."""
         if not trainer.sanity_checking:
             self._draw(trainer, f"plans_step_{trainer.global_step:07d}", "plans/val")
 
-    @rank_zero_only
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Draw the test's rollout."""
         self._draw(trainer, "plans_test", "plans/test")
 
     def _draw(self, trainer: pl.Trainer, name: str, tag: str) -> None:
+        folder = Path(trainer.log_dir or trainer.default_root_dir)  # a collective call
+        if not trainer.is_global_zero:
+            return
         rollouts = [c for c in trainer.callbacks if isinstance(c, Rollout)]  # type: ignore[attr-defined]
         maze = Maze.of(trainer.datamodule.make_env())  # type: ignore[attr-defined]
         if not rollouts or rollouts[0].evaluation is None or maze is None:
@@ -53,7 +53,6 @@ class PlanFigure(pl.Callback):
         if not episodes:
             return
         figure = draw_plans(maze, episodes[: self.num_plans], plans)
-        folder = Path(trainer.log_dir or trainer.default_root_dir)
         folder.mkdir(parents=True, exist_ok=True)
         figure.savefig(folder / f"{name}.png", dpi=110)
         for logger in trainer.loggers:

@@ -88,7 +88,8 @@ class Rollout(pl.Callback):
         """Roll out, log under ``test/``, print and write the results."""
         result = self._run(trainer, pl_module, self.seed, self.num_episodes)
         self._log(pl_module, result, "test")
-        self._write(trainer, result)
+        folder = Path(trainer.log_dir or trainer.default_root_dir)  # a collective call
+        self._write(trainer, result, folder)
 
     def _run(
         self, trainer: pl.Trainer, pl_module: Any, seed: int, num_episodes: int
@@ -119,7 +120,7 @@ class Rollout(pl.Callback):
             pl_module.log("hp_metric", float(result["return_mean"]), sync_dist=True)
 
     @rank_zero_only
-    def _write(self, trainer: pl.Trainer, result: dict[str, float]) -> None:
+    def _write(self, trainer: pl.Trainer, result: dict[str, float], folder: Path) -> None:
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
         record = {
             **result,
@@ -136,7 +137,6 @@ class Rollout(pl.Callback):
             "versions": {"python": platform.python_version()}
             | {name: version(name) for name in _PACKAGES},
         }
-        folder = Path(trainer.log_dir or trainer.default_root_dir)
         path = Path(self.results_path) if self.results_path else folder / "results.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(record, indent=2) + "\n")

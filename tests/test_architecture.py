@@ -1,0 +1,118 @@
+"""Who may import whom, as the README draws it; and every shipped configuration parses."""
+
+import ast
+import inspect
+from pathlib import Path
+
+import pytest
+import yaml
+
+import diffrl_lightning
+from diffrl_lightning.cli import DiffRLCLI
+
+PACKAGE = Path(diffrl_lightning.__file__).parent
+ROOT = PACKAGE.parent
+TORCH = {"types"}
+ALLOWED = {
+    "types": set(),
+    "normalizers": TORCH,
+    "diffusion": TORCH,
+    "nets": TORCH,
+    "metrics": TORCH,
+    "policies": TORCH,
+    "envs": TORCH,
+    "data": TORCH | {"normalizers", "envs"},
+    "modules": TORCH | {"diffusion", "nets", "policies", "normalizers"},
+    "callbacks": TORCH | {"policies", "metrics", "envs"},
+    "cli": TORCH | {"modules", "data", "callbacks"},
+    "controls": TORCH | {"policies", "data", "callbacks", "envs"},
+    "__init__": TORCH | {"modules", "data", "callbacks"},
+    "__main__": {"cli"},
+}
+
+
+def part(path):
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported_parts(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = []
+        if isinstance(node, ast.ImportFrom) and node.module:
+            assert node.level == 0, f"{path}: absolute imports only"
+            names = [node.module, *(f"{node.module}.{a.name}" for a in node.names)]
+        elif isinstance(node, ast.Import):
+            names = [a.name for a in node.names]
+        for name in names:
+            pieces = name.split(".")
+            if pieces[0] == PACKAGE.name and len(pieces) > 1:
+                candidate = PACKAGE / pieces[1]
+                if candidate.is_dir() or candidate.with_suffix(".py").is_file():
+                    yield pieces[1]
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: p.stem)
+def test_imports(path):
+    me = part(path)
+    assert me in ALLOWED, f"{me} has no place in the architecture"
+    assert set(imported_parts(path)) - {me} <= ALLOWED[me]
+
+
+def test_roles_never_import_roles():
+    for path in (PACKAGE / "modules").glob("*.py"):
+        if path.stem in ("__init__", "base"):
+            continue
+        text = path.read_text()
+        imports = [line for line in text.splitlines() if "diffrl_lightning.modules" in line]
+        assert imports == ["from diffrl_lightning.modules.base import DiffusionModule"]
+
+
+@pytest.mark.parametrize("name", [n for n in diffrl_lightning.__all__ if n not in ("InputError", "DiffusionModule")])
+def test_constructors_take_plain_values_that_are_documented(name):
+    """Scalars, tuples and Literals: the one style whose checkpoints reload everywhere."""
+    cls = getattr(diffrl_lightning, name)
+    for argument in list(inspect.signature(cls.__init__).parameters.values())[1:]:
+        assert argument.kind not in (argument.VAR_KEYWORD, argument.VAR_POSITIONAL), name
+    if hasattr(cls, "compute_loss"):
+        for argument in inspect.signature(cls.__init__).parameters:
+            if argument not in ("self", "args", "kwargs"):
+                assert f"{argument}:" in cls.__doc__, f"{name} does not explain {argument}"
+
+
+CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: f"{p.parent.name}-{p.stem}")
+def test_shipped_configurations_parse(path):
+    pytest.importorskip("gymnasium_robotics")
+    base = ROOT / "configs" / "quickstart.yaml"
+    files = [path] if "model" in yaml.safe_load(path.read_text()) else [base, path]
+    args = ["fit", *(a for f in files for a in ("-c", str(f)))]
+    parser = DiffRLCLI.__new__(DiffRLCLI)
+    config = _parse(parser, args)
+    assert config.fit.model.class_path
+    assert config.fit.data.init_args.dataset
+
+
+def _parse(cli, args):
+    """The parser of the command line, without running anything."""
+    from diffrl_lightning.cli import main
+
+    class Parsed(Exception):
+        def __init__(self, config):
+            self.config = config
+
+    class ParseOnly(DiffRLCLI):
+        def before_instantiate_classes(self):
+            raise Parsed(self.config)
+
+    import diffrl_lightning.cli as module
+
+    original, module.DiffRLCLI = module.DiffRLCLI, ParseOnly
+    try:
+        main(args)
+    except Parsed as parsed:
+        return parsed.config
+    finally:
+        module.DiffRLCLI = original
+    raise AssertionError("the command line ran")
