@@ -65,7 +65,10 @@ class EnvSource(Protocol):
     observation_dim: int
     action_dim: int
     goal_dim: int
-    ref_scores: tuple[float, float] | None
+
+    @property
+    def ref_scores(self) -> tuple[float, float] | None:
+        """Random and expert return, for the normalised score."""
 
     def make_env(self, render_mode: str | None = None) -> Any:
         """One evaluation environment with flat observations."""

@@ -3,11 +3,13 @@
 import ast
 import inspect
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import yaml
 
 import diffrl_lightning
+from diffrl_lightning import cli
 from diffrl_lightning.cli import DiffRLCLI
 
 PACKAGE = Path(diffrl_lightning.__file__).parent
@@ -67,7 +69,9 @@ def test_roles_never_import_roles():
         assert imports == ["from diffrl_lightning.modules.base import DiffusionModule"]
 
 
-@pytest.mark.parametrize("name", [n for n in diffrl_lightning.__all__ if n not in ("InputError", "DiffusionModule")])
+@pytest.mark.parametrize(
+    "name", [n for n in diffrl_lightning.__all__ if n not in ("InputError", "DiffusionModule")]
+)
 def test_constructors_take_plain_values_that_are_documented(name):
     """Scalars, tuples and Literals: the one style whose checkpoints reload everywhere."""
     cls = getattr(diffrl_lightning, name)
@@ -88,31 +92,22 @@ def test_shipped_configurations_parse(path):
     base = ROOT / "configs" / "quickstart.yaml"
     files = [path] if "model" in yaml.safe_load(path.read_text()) else [base, path]
     args = ["fit", *(a for f in files for a in ("-c", str(f)))]
-    parser = DiffRLCLI.__new__(DiffRLCLI)
-    config = _parse(parser, args)
+    config = parse(args)
     assert config.fit.model.class_path
     assert config.fit.data.init_args.dataset
 
 
-def _parse(cli, args):
-    """The parser of the command line, without running anything."""
-    from diffrl_lightning.cli import main
+def parse(args):
+    """What the command line makes of its arguments, without building anything."""
 
-    class Parsed(Exception):
+    class ParsedError(Exception):
         def __init__(self, config):
             self.config = config
 
     class ParseOnly(DiffRLCLI):
         def before_instantiate_classes(self):
-            raise Parsed(self.config)
+            raise ParsedError(self.config)
 
-    import diffrl_lightning.cli as module
-
-    original, module.DiffRLCLI = module.DiffRLCLI, ParseOnly
-    try:
-        main(args)
-    except Parsed as parsed:
-        return parsed.config
-    finally:
-        module.DiffRLCLI = original
-    raise AssertionError("the command line ran")
+    with patch.object(cli, "DiffRLCLI", ParseOnly), pytest.raises(ParsedError) as parsed:
+        cli.main(args)
+    return parsed.value.config

@@ -99,9 +99,7 @@ def pickled(folder):
         (lambda f: write_d4rl(f / "a.hdf5"), ["--ckpt_path=nowhere.ckpt"], "no checkpoint"),
     ],
 )  # fmt: skip
-def test_bad_input_ends_with_one_sentence(
-    dataset, options, message, tmp_path, monkeypatch, capsys
-):
+def test_bad_input_ends_with_one_sentence(dataset, options, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     said = fail(*fit_args(dataset(tmp_path), *options), capsys=capsys)
     assert message in said

@@ -106,7 +106,7 @@ def _plan(axis: Axes, xy: np.ndarray) -> None:
     )
     axis.add_collection(segments)
     axis.plot([], [], color="tab:orange", lw=2.2, label="plan")
-    axis.scatter(*xy.T, c=np.linspace(0, 1, len(xy)), cmap="autumn", s=9, zorder=3)
+    axis.scatter(xy[:, 0], xy[:, 1], c=np.linspace(0, 1, len(xy)), cmap="autumn", s=9, zorder=3)
 
 
 def _circle(goal: np.ndarray) -> Circle:

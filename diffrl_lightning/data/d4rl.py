@@ -15,7 +15,7 @@ from diffrl_lightning.data.sources import DatasetInfo, SourceOptions
 from diffrl_lightning.types import InputError
 
 _REQUIRED = ("observations", "actions", "rewards", "terminals")
-_BLOCK = 65_536
+_BLOCK = 8_192
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
@@ -90,7 +90,7 @@ class OfflineData(pl.LightningDataModule, ABC):
         self._check_env()
         self.train_data: Dataset | None = None
         self.val_data: Dataset | None = None
-        self.train_episodes: Episodes | None = None
+        self.episodes: Episodes | None = None
 
     @property
     def ref_scores(self) -> tuple[float, float] | None:
@@ -131,14 +131,23 @@ class OfflineData(pl.LightningDataModule, ABC):
         episodes = concatenate([sources.load(name, self.options) for name in self.datasets])
         if self.join_episodes:
             episodes = episodes.joined(self.join_episodes)
-        train, val = self._split(episodes)
-        self.train_episodes = train
-        self.train_data = self.make_dataset(train)
-        self.val_data = self.make_dataset(val)
+        self.episodes = episodes
+        self.train_indices, self.val_indices = self._split(len(episodes))
+        self.train_data = self.make_dataset(episodes, self.train_indices)
+        self.val_data = self.make_dataset(episodes, self.val_indices)
 
     @abstractmethod
-    def make_dataset(self, episodes: Episodes) -> Dataset:
-        """The dataset whose items make batches."""
+    def make_dataset(self, episodes: Episodes, which: np.ndarray) -> Dataset:
+        """The dataset whose items make batches, of these of the episodes."""
+
+    def training_arrays(self) -> dict[str, Tensor]:
+        """Observations (M, O) and actions (M, A) of the training episodes, for normalisers."""
+        assert self.episodes is not None
+        train = self.episodes.select(self.train_indices)
+        return {
+            "observations": torch.from_numpy(train.observations),
+            "actions": torch.from_numpy(train.actions),
+        }
 
     def train_dataloader(self) -> DataLoader:
         """Batches that are a function of the seed and of their number."""
@@ -184,15 +193,15 @@ class OfflineData(pl.LightningDataModule, ABC):
             generator=torch.Generator().manual_seed(self.seed),
         )
 
-    def _split(self, episodes: Episodes) -> tuple[Episodes, Episodes]:
-        n = len(episodes)
+    def _split(self, n: int) -> tuple[np.ndarray, np.ndarray]:
+        """Indices of the training and of the validation episodes."""
         num_val = round(n * self.val_fraction)
         if self.val_fraction and not 0 < num_val < n:
             num_val = 1
         if n == 1 or not num_val:  # validation then watches the training data
-            return episodes, episodes
+            return np.arange(n), np.arange(n)
         order = np.random.default_rng(self.seed).permutation(n)
-        return episodes.select(np.sort(order[num_val:])), episodes.select(np.sort(order[:num_val]))
+        return np.sort(order[num_val:]), np.sort(order[:num_val])
 
     def _check_env(self) -> None:
         """Refuse an environment whose spaces are not those of the dataset."""
@@ -275,10 +284,11 @@ class SequenceData(OfflineData):
         self.horizon, self.stride = horizon, stride
         self.padding, self.discount = padding, discount
 
-    def make_dataset(self, episodes: Episodes) -> Windows:
+    def make_dataset(self, episodes: Episodes, which: np.ndarray) -> Windows:
         """Windows of these episodes."""
         return Windows(
             episodes,
+            which,
             horizon=self.horizon,
             stride=self.stride,
             padding=self.padding,
@@ -289,9 +299,9 @@ class SequenceData(OfflineData):
 class TransitionData(OfflineData):
     """Single transitions, for policies, critics and synthesizers; arguments as in the base class."""
 
-    def make_dataset(self, episodes: Episodes) -> Transitions:
+    def make_dataset(self, episodes: Episodes, which: np.ndarray) -> Transitions:
         """Transitions of these episodes."""
-        return Transitions(episodes)
+        return Transitions(episodes, which)
 
 
 class _Loader(DataLoader):
@@ -304,5 +314,5 @@ class _Loader(DataLoader):
         pass
 
 
-def _identity(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+def _identity(batch: Any) -> Any:
     return batch

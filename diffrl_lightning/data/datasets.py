@@ -15,13 +15,35 @@ from diffrl_lightning.types import InputError, SequenceBatch, TransitionBatch
 Padding = Literal["none", "edge", "zero"]
 
 
+class _Starts:
+    """The i-th usable step of some episodes, found by bisection: no array with an entry a step."""
+
+    def __init__(self, episodes: Episodes, usable: np.ndarray, which: np.ndarray | None) -> None:
+        which = np.arange(len(episodes)) if which is None else np.asarray(which)
+        counts = usable[which]
+        self.ends = torch.from_numpy(np.cumsum(counts))
+        self.shift = torch.from_numpy(episodes.offsets[which] - np.cumsum(counts) + counts)
+        self.which = torch.from_numpy(which)
+
+    def __len__(self) -> int:
+        return int(self.ends[-1])
+
+    def __call__(self, index: int | Tensor) -> tuple[Tensor, Tensor]:
+        """Rows of the steps, and their episodes."""
+        index = torch.as_tensor(index)
+        entry = torch.searchsorted(self.ends, index, right=True)
+        return index + self.shift[entry], self.which[entry]
+
+
 class Windows(Dataset):
     """Windows of ``horizon`` steps, ``stride`` steps apart, as a :class:`SequenceBatch`.
 
-    An index may be an integer or a tensor of indices; ``__getitems__`` makes a batch of a list.
+    An index may be an integer or a tensor of indices; ``__getitems__`` makes a batch of a list. The
+    data are shared, not copied.
 
     Args:
         episodes: the data.
+        which: indices of the episodes to draw from; default all.
         horizon: H, steps of a window.
         stride: environment steps from one step of the window to the next.
         padding: what windows beyond an episode's end hold there: ``none`` leaves such windows out,
@@ -35,6 +57,7 @@ class Windows(Dataset):
     def __init__(
         self,
         episodes: Episodes,
+        which: np.ndarray | None = None,
         *,
         horizon: int,
         stride: int = 1,
@@ -49,15 +72,12 @@ class Windows(Dataset):
         self.padding = padding
         span = int(self.steps[-1]) if padding == "none" else 0
         usable = np.maximum(episodes.lengths - span, 0)
-        if not usable.any():
+        self.starts = _Starts(episodes, usable, which)
+        if not len(self.starts):
             raise InputError(
                 f"{horizon=} at {stride=} spans {span + 1} steps, but the longest episode has "
                 f"{episodes.lengths.max()}: shorten the horizon or choose padding edge or zero."
             )
-        episode = np.repeat(np.arange(len(episodes)), usable)
-        within = np.arange(len(episode)) - np.repeat(np.cumsum(usable) - usable, usable)
-        self.starts = torch.from_numpy(episodes.offsets[episode] + within)
-        self.episode = torch.from_numpy(episode.astype(np.int32))
         self.ends = torch.from_numpy(episodes.offsets[1:])
         self.observations = torch.from_numpy(episodes.observations)
         self.actions = torch.from_numpy(episodes.actions)
@@ -69,8 +89,7 @@ class Windows(Dataset):
 
     def __getitem__(self, index: int | Tensor) -> SequenceBatch:
         """Windows of these indices, (B, H, ...); without B for a single index."""
-        index = torch.as_tensor(index)
-        start, episode = self.starts[index], self.episode[index].long()
+        start, episode = self.starts(index)
         rows = start[..., None] + self.steps
         last = self.ends[episode][..., None] - 1
         mask = rows <= last
@@ -95,35 +114,34 @@ class Transitions(Dataset):
     """Single steps with their next observations, as a :class:`TransitionBatch`.
 
     Steps whose next observation was not recorded are left out, as D4RL's ``qlearning_dataset``
-    does, unless the episode ended there for good: then nothing depends on it.
+    does, unless the episode ended there for good: then nothing depends on it. The data are shared,
+    not copied.
 
     Args:
         episodes: the data.
+        which: indices of the episodes to draw from; default all.
     """
 
-    def __init__(self, episodes: Episodes) -> None:
-        keep = np.ones(episodes.num_steps, bool)
-        last = episodes.offsets[1:] - 1
-        keep[last] = episodes.final_observed | episodes.terminations[last]
-        self.rows = torch.from_numpy(np.flatnonzero(keep))
-        self.episode = torch.from_numpy(episodes.episode_of_step.astype(np.int32))
+    def __init__(self, episodes: Episodes, which: np.ndarray | None = None) -> None:
+        ended = episodes.terminations[episodes.offsets[1:] - 1]
+        usable = episodes.lengths - ~(episodes.final_observed | ended)
+        self.starts = _Starts(episodes, usable, which)
         self.observations = torch.from_numpy(episodes.observations)
         self.actions = torch.from_numpy(episodes.actions)
         self.rewards = torch.from_numpy(episodes.rewards)
         self.terminations = torch.from_numpy(episodes.terminations)
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.starts)
 
     def __getitem__(self, index: int | Tensor) -> TransitionBatch:
         """Transitions of these indices, (B, ...)."""
-        rows = self.rows[torch.as_tensor(index)]
-        observed = rows + self.episode[rows]
+        rows, episode = self.starts(index)
         return TransitionBatch(
-            observations=self.observations[observed],
+            observations=self.observations[rows + episode],
             actions=self.actions[rows],
             rewards=self.rewards[rows],
-            next_observations=self.observations[observed + 1],
+            next_observations=self.observations[rows + episode + 1],
             terminations=self.terminations[rows].float(),
         )
 

@@ -60,7 +60,9 @@ class Episodes:
             # A sum is NaN or infinite as soon as one entry is, and needs no second array.
             total = np.sum(getattr(self, name), dtype=np.float64)
             if not np.isfinite(total):
-                rows = ~np.isfinite(getattr(self, name)).reshape(len(getattr(self, name)), -1).all(1)
+                rows = ~np.isfinite(getattr(self, name)).reshape(len(getattr(self, name)), -1).all(
+                    1
+                )
                 raise InputError(
                     f"The dataset's {name} hold NaN or infinite values in {rows.sum()} rows, the "
                     f"first is row {rows.argmax()}: remove those episodes."

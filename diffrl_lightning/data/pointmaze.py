@@ -207,7 +207,8 @@ def _stream(
     state = env.reset(seed=int(rng.integers(2**31)))[0]["observation"]
     controller = WaypointController(maze, rng)
     goal = env.unwrapped.goal.copy()  # type: ignore[attr-defined]
-    states, actions, buffers = [state], [], []
+    states, actions = [state], []
+    buffers: list[EpisodeBuffer] = []
     for step in range(length):
         action = controller.act(state, goal) + noise * rng.standard_normal(2)
         action = np.clip(action, -1, 1).astype(np.float32)

@@ -60,12 +60,14 @@ class BatchSampler(DistributedSampler):
             parts.append(self._permutation(number)[offset : offset + missing])
             start += len(parts[-1])
             missing -= len(parts[-1])
-        return torch.cat(parts)
+        return torch.cat(parts).long()
 
     def _permutation(self, number: int) -> Tensor:
         if number not in self._permutations:
             rng = np.random.default_rng([self.seed, number])
-            permutation = torch.from_numpy(rng.permutation(self.num_items))
+            permutation = torch.from_numpy(
+                rng.permutation(np.arange(self.num_items, dtype=np.int32))
+            )
             self._permutations = {k: v for k, v in self._permutations.items() if k >= number - 1}
             self._permutations[number] = permutation
         return self._permutations[number]

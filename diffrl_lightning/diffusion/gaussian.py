@@ -65,7 +65,7 @@ class GaussianDiffusion(nn.Module):
         return self._signal[t].view(shape), self._noise[t].view(shape)
 
     def step(self, t: Tensor | int, s: Tensor | int, ndim: int) -> tuple[Tensor, Tensor]:
-        """alpha = abar_t / abar_s and beta = 1 - alpha of the forward step from s to t.
+        """Alpha = abar_t / abar_s and beta = 1 - alpha of the forward step from s to t.
 
         Each (B or 1, 1, ...), from the logarithm: neither loses digits where it is close to 0.
         """

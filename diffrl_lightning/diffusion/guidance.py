@@ -36,7 +36,9 @@ def compose(
         InputError: if there is not one weight for each condition.
     """
     if len(denoise_conds) != len(weights):
-        raise InputError(f"{len(denoise_conds)} conditions need as many weights, not {len(weights)}")
+        raise InputError(
+            f"{len(denoise_conds)} conditions need as many weights, not {len(weights)}"
+        )
 
     def denoise(x: Tensor, t: Tensor) -> Tensor:
         null = denoise_null(x, t)

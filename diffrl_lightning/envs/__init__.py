@@ -1,0 +1,1 @@
+"""Environments: how they are made, PointMaze's geometry, and the rollout loop."""

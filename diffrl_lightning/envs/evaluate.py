@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,8 +20,9 @@ from diffrl_lightning.types import Policy
 class Episode:
     """What happened in one episode."""
 
+    index: int
     seed: int
-    start: np.ndarray  # (O,) the first observation
+    start: np.ndarray = field(default_factory=lambda: np.zeros(0))  # (O,) the first observation
     episode_return: float = 0.0
     length: int = 0
     success: bool | None = None  # None where the environment does not say
@@ -59,54 +61,56 @@ def evaluate(
     if not seeds:
         return Evaluation([])
     n = envs.num_envs
-    finished: dict[int, Episode] = {}
-    queue = list(enumerate(seeds))
-    current: list[tuple[int, Episode] | None] = [None] * n
-    observations = np.zeros((n, *envs.single_observation_space.shape), np.float32)  # type: ignore[misc]
+    space: Any = envs.single_action_space
+    queue = deque(Episode(index, int(seed)) for index, seed in enumerate(seeds))
+    running: list[Episode | None] = [None] * n
     result = Evaluation([])
-    restart = np.ones(n, bool)
-    while len(finished) < len(seeds):
-        if restart.any():
-            # Environments without an episode left idle from the last seed on; nobody looks at them.
-            taken = {i: queue.pop(0) for i in np.flatnonzero(restart) if queue}
-            row_seeds = [int(taken[i][1]) if i in taken else int(seeds[-1]) for i in range(n)]
-            fresh = envs.reset(seed=row_seeds, options={"reset_mask": restart})[0]
-            observations[restart] = fresh[restart]
-            policy.reset(torch.as_tensor(restart), row_seeds)
-            for i in np.flatnonzero(restart):
-                entry = taken.get(i)
-                current[i] = entry and (entry[0], Episode(entry[1], observations[i].copy()))
+    observations = np.zeros((n, *(envs.single_observation_space.shape or ())), np.float32)
+    ended = np.ones(n, bool)
+    while len(result.episodes) < len(seeds):
+        if ended.any():
+            for i in np.flatnonzero(ended).tolist():
+                running[i] = queue.popleft() if queue else None
+            # An environment left without an episode idles; nobody looks at it.
+            row_seeds = [seeds[-1] if e is None else e.seed for e in running]
+            reset: Any = envs.reset
+            fresh, _ = reset(seed=row_seeds, options={"reset_mask": ended})
+            observations[ended] = fresh[ended]
+            policy.reset(torch.as_tensor(ended), row_seeds)
         begin = time.perf_counter()
         actions = policy.act(torch.from_numpy(observations)).cpu().numpy()
         result.decision_seconds += time.perf_counter() - begin
         result.num_decisions += n
-        space = envs.single_action_space
-        actions = np.clip(actions, space.low, space.high).astype(space.dtype)  # type: ignore[attr-defined]
-        stepped, rewards, terminations, truncations, infos = envs.step(actions)
-        restart = terminations | truncations
-        for i, entry in enumerate(current):
-            if entry is not None:
-                index, episode = entry
-                _record(episode, observations[i] if index < keep_paths else None, rewards[i])
-                _record_success(episode, infos, i)
-                if restart[i]:
-                    finished[index], current[i] = episode, None
-        observations = stepped.astype(np.float32)
+        actions = np.clip(actions, space.low, space.high).astype(space.dtype)
+        following, rewards, terminations, truncations, infos = envs.step(actions)
+        ended = terminations | truncations
+        for i, episode in enumerate(running):
+            if episode is not None:
+                _record(episode, observations[i], rewards[i], infos, i, episode.index < keep_paths)
+                if ended[i]:
+                    result.episodes.append(episode)
+        observations = following.astype(np.float32)
         if progress is not None:
             progress(1)
-    result.episodes = [finished[i] for i in range(len(seeds))]
+    result.episodes.sort(key=lambda episode: episode.index)
     return result
 
 
-def _record(episode: Episode, observation: np.ndarray | None, reward: float) -> None:
+def _record(
+    episode: Episode,
+    observation: np.ndarray,
+    reward: float,
+    infos: dict[str, Any],
+    i: int,
+    keep_path: bool,
+) -> None:
+    """Take in a step; an episode is a success if any of its steps was one."""
+    if episode.length == 0:
+        episode.start = observation.copy()
+    if keep_path:
+        episode.path.append(observation.copy())
     episode.episode_return += float(reward)
     episode.length += 1
-    if observation is not None:
-        episode.path.append(observation.copy())
-
-
-def _record_success(episode: Episode, infos: dict[str, Any], i: int) -> None:
-    """An episode is a success if any of its steps was one."""
     for key in ("success", "is_success"):
         if key in infos and infos.get(f"_{key}", np.ones(i + 1, bool))[i]:
             episode.success = bool(episode.success) or bool(infos[key][i])
@@ -121,7 +125,7 @@ class RandomPolicy:
 
     def reset(self, mask: Tensor, seeds: Sequence[int] | None = None) -> None:
         """Reseed where an episode begins."""
-        for i in np.flatnonzero(mask):
+        for i in np.flatnonzero(mask).tolist():
             self.rngs[i] = np.random.default_rng(None if seeds is None else seeds[i])
 
     def act(self, observations: Tensor) -> Tensor:

@@ -56,7 +56,7 @@ class EnvConfig:
             num_envs=num_envs,
             vectorization_mode="async" if asynchronous else "sync",
             vector_kwargs={"autoreset_mode": AutoresetMode.DISABLED},
-            wrappers=[wrap],
+            wrappers=[wrap],  # type: ignore[list-item]
             **self.kwargs,
         )
 

@@ -79,7 +79,7 @@ class Maze:
         paths = np.asarray(paths, float)
         weights = np.linspace(0, 1, samples)[:, None, None]
         between = paths[..., None, :-1, :] * (1 - weights) + paths[..., None, 1:, :] * weights
-        return self.in_wall(between).any((-1, -2))
+        return np.asarray(self.in_wall(between).any((-1, -2)))
 
     @cached_property
     def _distances(self) -> dict[tuple[int, int], np.ndarray]:
@@ -113,7 +113,9 @@ class Maze:
         """
         distances = self._distances[goal]
         if distances[start] < 0:
-            raise InputError(f"Cell {goal} can not be reached from {start}: open a way in maze_map.")
+            raise InputError(
+                f"Cell {goal} can not be reached from {start}: open a way in maze_map."
+            )
         path = [start]
         while path[-1] != goal:
             path.append(min(self._neighbours(path[-1]), key=lambda cell: distances[cell]))
@@ -153,16 +155,16 @@ class WaypointController:
         """Force (2,) in [-1, 1] for a state (x, y, vx, vy) and a goal (x, y)."""
         if self.goal is None or not np.array_equal(goal, self.goal):
             self._plan(state[:2], goal)
-        if len(self.waypoints) > 1:
-            if np.linalg.norm(self.waypoints[0] - state[:2]) < self.threshold:
-                self.waypoints.pop(0)
+        distance = np.linalg.norm(self.waypoints[0] - state[:2])
+        if len(self.waypoints) > 1 and distance < self.threshold:
+            self.waypoints.pop(0)
         force = self.kp * (self.waypoints[0] - state[:2]) + self.kd * state[2:4]
         return np.clip(force, -1, 1)
 
     def _plan(self, xy: np.ndarray, goal: np.ndarray) -> None:
-        start, end = (tuple(int(i) for i in self.maze.to_cells(p)) for p in (xy, goal))
-        cells = np.array(self.maze.shortest_path(start, end)[1:-1], float).reshape(-1, 2)
-        cells -= self.rng.uniform(0, self.jitter, cells.shape)
+        (start, end) = self.maze.to_cells([xy, goal]).tolist()
+        between = self.maze.shortest_path(tuple(start), tuple(end))[1:-1]
+        cells = np.reshape(between, (-1, 2)) - self.rng.uniform(0, self.jitter, (len(between), 2))
         self.goal = goal.copy()
         self.waypoints = [*self.maze.to_xy(cells), goal.copy()]
 
@@ -176,7 +178,7 @@ class WaypointPolicy:
 
     def reset(self, mask: Tensor, seeds: Sequence[int] | None = None) -> None:
         """Forget the waypoints where an episode begins."""
-        for i in np.flatnonzero(mask):
+        for i in np.flatnonzero(mask).tolist():
             rng = np.random.default_rng(None if seeds is None else seeds[i])
             self.controllers[i] = WaypointController(self.maze, rng)
 

@@ -172,10 +172,5 @@ def _check_role(checkpoint: dict[str, Any], cls: type, name: str) -> None:
 
 
 def _subclasses(cls: type) -> list[type]:
-    found = []
-    for sub in cls.__subclasses__():
-        found += [sub, *_subclasses(sub)]
-    return found
-
-
-
+    direct: list[type] = cls.__subclasses__()
+    return [*direct, *(deeper for sub in direct for deeper in _subclasses(sub))]

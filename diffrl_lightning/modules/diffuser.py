@@ -120,9 +120,9 @@ class Diffuser(DiffusionModule):
     loss_weight: Tensor
 
     def fit_normalizers(self, datamodule) -> None:  # noqa: ANN001, D102
-        episodes = datamodule.train_episodes
-        self.observation_normalizer.fit(torch.from_numpy(episodes.observations))
-        self.action_normalizer.fit(torch.from_numpy(episodes.actions))
+        arrays = datamodule.training_arrays()
+        self.observation_normalizer.fit(arrays["observations"])
+        self.action_normalizer.fit(arrays["actions"])
 
     def compute_loss(self, batch: SequenceBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Weighted squared error of the denoised trajectory (eq. 5 of the paper's appendix)."""
@@ -208,6 +208,7 @@ class Diffuser(DiffusionModule):
             sampler: how to denoise.
             num_inference_steps: network evaluations for a plan.
             temperature: standard deviation of the noise.
+            lookahead: environment steps that the PD law aims ahead on the plan.
             kp: gain of the PD law's position.
             kd: gain of the PD law's velocity.
         """
@@ -240,7 +241,8 @@ class Diffuser(DiffusionModule):
         n = len(observations)
         if (goals is not None) != bool(self.goal_dim):
             raise InputError(
-                f"This Diffuser was trained with {self.goal_dim=}: give goals if and only if it is not 0."
+                f"This Diffuser has goals of {self.goal_dim} dimensions: "
+                "give goals if and only if that is not 0."
             )
         values = observations.new_zeros(n, self.horizon, self.action_dim + self.observation_dim)
         values[:, 0, self.action_dim :] = self.observation_normalizer.normalize(observations)

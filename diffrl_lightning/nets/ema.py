@@ -6,7 +6,7 @@ import copy
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from diffrl_lightning.types import InputError
 
@@ -28,8 +28,10 @@ class EMA(nn.Module):
     ) -> None:
         super().__init__()
         if not 0 <= decay < 1 or update_every < 1:
-            raise InputError(f"EMA needs 0 <= decay < 1 and update_every >= 1: {decay=}, "
-                             f"{update_every=}.")  # fmt: skip
+            raise InputError(
+                f"EMA needs a decay in [0, 1) and update_every of at least 1, not {decay=} and "
+                f"{update_every=}."
+            )
         self.decay, self.update_every, self.start = decay, update_every, start
         self.net = copy.deepcopy(net).requires_grad_(False).eval()
 
@@ -46,7 +48,8 @@ class EMA(nn.Module):
         """Follow ``net`` after optimiser step ``step``, counted from 1."""
         if step % self.update_every:
             return
-        averages, weights = list(self.net.parameters()), list(net.parameters())
+        averages: list[Tensor] = list(self.net.parameters())
+        weights: list[Tensor] = list(net.parameters())
         if step <= self.start:
             torch._foreach_copy_(averages, weights)
         else:

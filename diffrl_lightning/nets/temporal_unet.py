@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -72,7 +74,7 @@ class TemporalUnet(nn.Module):
             return ResidualBlock(in_dim, out_dim, embed_dim=dim, kernel_size=kernel_size)
 
         dims = [transition_dim, *(dim * m for m in dim_mults)]
-        levels = list(zip(dims, dims[1:], strict=False))
+        levels = list(pairwise(dims))
         self.down = nn.ModuleList(
             nn.ModuleList([block(i, o), block(o, o), _downsample(o, last=o_index == len(levels))])
             for o_index, (i, o) in enumerate(levels, 1)
@@ -92,13 +94,15 @@ class TemporalUnet(nn.Module):
         embedding = self.embed(t)
         h = x.transpose(1, 2)
         skips = []
-        for first, second, downsample in self.down:
+        down: Any = self.down  # a ModuleList of ModuleLists, which type checkers do not see
+        up: Any = self.up
+        for first, second, downsample in down:
             h = second(first(h, embedding), embedding)
             skips.append(h)
             h = downsample(h)
         for block in self.middle:
             h = block(h, embedding)
-        for first, second, upsample in self.up:
+        for first, second, upsample in up:
             h = torch.cat([h, skips.pop()], 1)
             h = upsample(second(first(h, embedding), embedding))
         return self.head(h).transpose(1, 2)

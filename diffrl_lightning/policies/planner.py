@@ -56,6 +56,7 @@ class PlannerPolicy:
             action a force on each position; after the plan's end it holds the last position.
         replan_every: environment steps from one plan to the next; None plans once (open loop).
         warm_start: begin a new plan from the last one, moved on in time.
+        lookahead: environment steps that the law aims ahead on the plan; it makes up for its lag.
         kp: gain of the position's error.
         kd: gain of the velocity's error.
         device: where the plans are made.
@@ -133,7 +134,9 @@ class PlannerPolicy:
             chosen[:, : self.observation_dim],
             goals if goals.shape[1] else None,
             generator=[self._generators[i] for i in rows.tolist()],
-            elapsed=torch.div(self._clock[rows], self.stride, rounding_mode="floor").to(self.device),
+            elapsed=torch.div(self._clock[rows], self.stride, rounding_mode="floor").to(
+                self.device
+            ),
             previous=self._previous(rows),
         )
         plan = Plan(*(part.cpu() for part in plan))

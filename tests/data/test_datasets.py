@@ -85,9 +85,7 @@ def test_batch_k_is_a_function_of_seed_and_k():
 
 
 def test_processes_share_each_batch_without_overlap():
-    ranks = [
-        BatchSampler(64, batch_size=8, seed=1, num_replicas=2, rank=rank) for rank in range(2)
-    ]
+    ranks = [BatchSampler(64, batch_size=8, seed=1, num_replicas=2, rank=rank) for rank in range(2)]
     alone = BatchSampler(64, batch_size=16, seed=1)
     assert len(ranks[0]) == len(alone) == 4
     for k in range(4):

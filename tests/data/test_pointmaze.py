@@ -7,8 +7,8 @@ import torch
 
 pytest.importorskip("gymnasium_robotics")
 
-from diffrl_lightning.data import SequenceData, pointmaze  # noqa: E402
-from diffrl_lightning.types import InputError  # noqa: E402
+from diffrl_lightning.data import SequenceData, pointmaze
+from diffrl_lightning.types import InputError
 
 CORRIDOR = [[1, 1, 1, 1, 1, 1], [1, "g", 0, 0, 0, 1], [1, 1, 1, 1, 1, 1]]
 
@@ -31,7 +31,6 @@ def test_generated_dataset_is_a_correct_minari_dataset():
     assert stored.total_steps == 6000
     cells = stored.recover_environment(eval_env=True).unwrapped.maze.maze_map
     assert cells[1][1] == "g"
-    previous = None
     for episode in stored.iterate_episodes():
         observations = episode.observations
         goals = observations["desired_goal"]
@@ -41,12 +40,8 @@ def test_generated_dataset_is_a_correct_minari_dataset():
         assert episode.rewards[:-1].sum() == 0
         assert not episode.terminations.any()
         assert episode.truncations[-1]
-        if previous is not None and episode.id % 1 == 0:
-            gap = np.abs(observations["observation"][0] - previous).max()
-            assert gap == 0 or episode.id > 0
-        previous = observations["observation"][-1]
 
-    episodes = module.train_episodes
+    episodes = module.episodes
     assert episodes.num_steps == 6000
     assert episodes.goals.shape == (len(episodes), 2)
     joined = episodes.joined(10**6)
@@ -61,7 +56,7 @@ def test_it_is_generated_once(monkeypatch):
 
 def test_any_maze():
     module = data("pointmaze/corridor", env_kwargs={"maze_map": CORRIDOR}, generate_steps=1500)
-    xy = module.train_episodes.observations[:, :2]
+    xy = module.episodes.observations[:, :2]
     assert np.abs(xy[:, 1]).max() < 0.5
     assert xy[:, 0].max() > 1.0 > -1.0 > xy[:, 0].min()
     env = module.make_env()
@@ -78,13 +73,17 @@ def test_a_maze_in_two_parts_is_refused():
 
 def test_split_is_by_episode_and_repeatable():
     first, second = (data("pointmaze/umaze", val_fraction=0.2) for _ in range(2))
-    n, m = len(first.train_episodes), len(first.val_data.ends)
-    assert m == round(0.2 * (n + m))
-    assert torch.equal(first.val_data.observations, second.val_data.observations)
-    train = {tuple(row) for row in first.train_episodes.observations.round(5).tolist()}
-    ends = first.val_data.ends - 1
-    rows = first.val_data.observations[ends + torch.arange(m)]
-    assert not train & {tuple(row) for row in rows.numpy().round(5).tolist()}
+    n = len(first.episodes)
+    assert len(first.val_indices) == round(0.2 * n)
+    assert sorted([*first.train_indices, *first.val_indices]) == list(range(n))
+    assert first.val_indices.tolist() == second.val_indices.tolist()
+    steps = first.episodes.lengths
+    assert len(first.train_data) == steps[first.train_indices].sum()
+    assert len(first.val_data) == steps[first.val_indices].sum()
+    _, episode = first.val_data.starts(torch.arange(len(first.val_data)))
+    assert set(episode.tolist()) == set(first.val_indices.tolist())
+    arrays = first.training_arrays()
+    assert len(arrays["actions"]) == len(first.train_data)
 
 
 def test_environment_must_match(pendulum_file):

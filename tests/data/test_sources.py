@@ -8,8 +8,7 @@ import pytest
 from conftest import write_d4rl
 from minari.data_collector import EpisodeBuffer
 
-from diffrl_lightning.data import SequenceData, Transitions
-from diffrl_lightning.data import minari_source, sources
+from diffrl_lightning.data import SequenceData, Transitions, minari_source, sources
 from diffrl_lightning.data.sources import SourceOptions
 from diffrl_lightning.types import InputError
 
@@ -77,8 +76,8 @@ def test_list_of_datasets(tmp_path):
     data = SequenceData([str(first), str(second)], horizon=8, val_fraction=0)
     data.prepare_data()
     data.setup("fit")
-    assert len(data.train_episodes) == 7
-    np.testing.assert_array_equal(data.train_episodes.rewards[300:], load(second).rewards)
+    assert len(data.episodes) == 7
+    np.testing.assert_array_equal(data.episodes.rewards[300:], load(second).rewards)
 
 
 def bad_hdf5(tmp_path):
@@ -249,7 +248,10 @@ def test_real_fixture_with_next_observations(shared_data):
 
 
 def test_real_ogbench_fixture(shared_data):
-    for name, count in (("pointmaze-medium-navigate-v0", 20), ("pointmaze-medium-navigate-v0-val", 2)):
+    for name, count in (
+        ("pointmaze-medium-navigate-v0", 20),
+        ("pointmaze-medium-navigate-v0-val", 2),
+    ):
         path = shared_data / "fixtures" / f"{name}.npz"
         episodes = load(path)
         assert (len(episodes), episodes.num_steps) == (count, 1000 * count)

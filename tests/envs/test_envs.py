@@ -98,7 +98,9 @@ class Short(gym.Wrapper):
 
 def vector(n):
     mode = gym.vector.AutoresetMode.DISABLED
-    return gym.vector.SyncVectorEnv([lambda: Short(gym.make("Pendulum-v1"))] * n, autoreset_mode=mode)
+    return gym.vector.SyncVectorEnv(
+        [lambda: Short(gym.make("Pendulum-v1"))] * n, autoreset_mode=mode
+    )
 
 
 @pytest.mark.parametrize("num_envs", [1, 3, 7])

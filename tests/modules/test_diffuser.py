@@ -3,11 +3,11 @@
 import pytest
 import torch
 from conftest import write_d4rl
-from modules.role_tester import check_role, policy_is_deterministic_by_seed
 
 from diffrl_lightning import Diffuser, SequenceData
 from diffrl_lightning.policies.planner import Plan
 from diffrl_lightning.types import InputError
+from modules.role_tester import check_role, policy_is_deterministic_by_seed
 
 SMALL = {"dim": 8, "dim_mults": (1, 2), "num_train_timesteps": 8, "horizon": 8}
 
@@ -62,7 +62,9 @@ def test_warm_start_noises_the_last_plan_to_the_level_it_begins_at():
     for steps, t in ((1, 0), (3, 2), (7, 6)):
         plan = module.plan(states, goals, previous=before, warm_start_steps=steps)
         signal, noise = (x.item() for x in module.diffusion.signal_noise(t, 1))
-        assert (plan.actions - before.actions).std().item() == pytest.approx(noise / signal, rel=0.05)
+        assert (plan.actions - before.actions).std().item() == pytest.approx(
+            noise / signal, rel=0.05
+        )
         assert (plan.actions - before.actions).mean().abs() < 0.1 * noise / signal
 
 
@@ -84,7 +86,7 @@ def test_bad_input(tmp_path):
         small(horizon=6, dim_mults=(1, 2, 4))
     with pytest.raises(InputError, match="cosine, vp, linear"):
         small(beta_schedule="squared")
-    with pytest.raises(InputError, match="goal_dim"):
+    with pytest.raises(InputError, match="goals of 2 dimensions"):
         small().plan(torch.zeros(1, 4))
     with pytest.raises(InputError, match="between 1 and the 8 steps"):
         small().make_policy(num_inference_steps=9)

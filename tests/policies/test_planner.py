@@ -33,7 +33,9 @@ class Recorder:
 
 def observe(n, goal=True):
     first = torch.arange(n).float()[:, None]
-    return torch.cat([first.repeat(1, 4), torch.full((n, 2), 9.0)], 1) if goal else first.repeat(1, 4)
+    return (
+        torch.cat([first.repeat(1, 4), torch.full((n, 2), 9.0)], 1) if goal else first.repeat(1, 4)
+    )
 
 
 def everyone(n):

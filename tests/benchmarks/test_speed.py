@@ -1,0 +1,143 @@
+"""Ratios of speed, each measured against its baseline in the same run; they never fail a build.
+
+``pytest tests/benchmarks --benchmark-enable -s`` prints them.
+"""
+
+import time
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import default_collate
+
+from diffrl_lightning import Diffuser, SequenceData
+from diffrl_lightning.data import Windows, sources
+from diffrl_lightning.data.episodes import Episodes
+
+
+def episodes(count=200, length=1000, observation_dim=11, action_dim=3):
+    n = count * length
+    rng = np.random.default_rng(0)
+    truncations = np.zeros(n, bool)
+    truncations[length - 1 :: length] = True
+    return Episodes(
+        observations=rng.normal(size=(n + count, observation_dim)).astype(np.float32),
+        actions=rng.normal(size=(n, action_dim)).astype(np.float32),
+        rewards=rng.normal(size=n).astype(np.float32),
+        terminations=np.zeros(n, bool),
+        truncations=truncations,
+        offsets=np.arange(0, n + 1, length),
+        final_observed=np.ones(count, bool),
+    )
+
+
+def median_seconds(call, repeats):
+    call()
+    times = []
+    for _ in range(repeats):
+        begin = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - begin)
+    return float(np.median(times))
+
+
+def test_whole_batches_against_per_item_collate(benchmark):
+    """A batch of 256 windows by one indexing, and item by item with PyTorch's collate."""
+    windows = Windows(episodes(), horizon=32)
+    indices = torch.randperm(len(windows))[:256].tolist()
+    whole = benchmark(windows.__getitems__, indices)
+    items = default_collate([windows[i] for i in indices])
+    assert all(torch.equal(whole[name], items[name]) for name in whole)
+    batch = median_seconds(lambda: windows.__getitems__(indices), 50)
+    each = median_seconds(lambda: default_collate([windows[i] for i in indices]), 5)
+    print(f"\nbatch of 256 windows: 1/{each / batch:.0f} of the per-item collate")
+    benchmark.extra_info["ratio"] = each / batch
+
+
+def test_real_file_is_ready(benchmark, shared_data):
+    """Reading 200,000 steps from HDF5."""
+    path = str(shared_data / "hopper-medium.hdf5")
+    data = benchmark(sources.load, path, sources.SourceOptions())
+    assert data.num_steps == 200_000
+
+
+class Steps(pl.Callback):
+    """Times the training steps of a fit, from the end of the tenth on."""
+
+    def on_train_batch_end(self, trainer, *args):
+        if trainer.global_step == 10:
+            self.begin = time.perf_counter()
+        self.end, self.last = time.perf_counter(), trainer.global_step
+
+    @property
+    def seconds(self):
+        return (self.end - self.begin) / (self.last - 10)
+
+
+def raw_loop(module, data, steps):
+    """The same step, with nothing around it; seconds a step."""
+    torch.manual_seed(0)
+    optimizer = module.configure_optimizers()
+    batches = iter(data.train_dataloader())
+    for step in range(steps):
+        if step == 10:
+            begin = time.perf_counter()
+        loss, _ = module.compute_loss(next(batches))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        module.ema.update(module.denoiser, step + 1)
+    return (time.perf_counter() - begin) / (steps - 10)
+
+
+@pytest.mark.skipif("not config.getoption('--benchmark-enable', default=False)")
+def test_fit_against_a_raw_loop(benchmark, tmp_path):
+    """Lightning's loop at the quick start's size against a bare loop, taken in turns."""
+    data = SequenceData(
+        "pointmaze/umaze", horizon=24, stride=8, padding="edge", generate_steps=20_000
+    )
+    data.prepare_data()
+    data.setup("fit")
+
+    def module():
+        torch.manual_seed(0)
+        return Diffuser(4, 2, 2, horizon=24, stride=8, dim=16, dim_mults=(1, 2, 4))
+
+    def fit(steps=110):
+        timer = Steps()
+        trainer = pl.Trainer(
+            accelerator="cpu",
+            max_steps=steps,
+            callbacks=[timer],
+            default_root_dir=tmp_path,
+            limit_val_batches=0,
+            enable_checkpointing=False,
+        )
+        trainer.fit(module(), datamodule=data)
+        return timer.seconds
+
+    def raw(steps=110):
+        bare = module()
+        bare.fit_normalizers(data)
+        data.trainer = None
+        return raw_loop(bare, data, steps)
+
+    rounds = [(fit(), raw()) for _ in range(7)]
+    ratio = float(np.median([a / b for a, b in rounds]))
+    ratios = ", ".join(f"{a / b:.3f}" for a, b in rounds)
+    print(f"\nfit / raw loop: median {ratio:.3f} of {ratios}")
+    benchmark.extra_info["ratio"] = ratio
+    benchmark(lambda: None)
+
+
+def test_plan_of_many_environments(benchmark):
+    """Plans for 50 environments as one batch, eight evaluations."""
+    module = Diffuser(4, 2, 2, horizon=24, stride=8, dim=16, dim_mults=(1, 2, 4)).eval()
+    states, goals = torch.zeros(50, 4), torch.zeros(50, 2)
+    with torch.no_grad():
+        one = median_seconds(lambda: module.plan(states[:1], goals[:1], num_inference_steps=8), 5)
+        plan = benchmark(module.plan, states, goals, num_inference_steps=8)
+        many = median_seconds(lambda: module.plan(states, goals, num_inference_steps=8), 5)
+    assert plan.actions.shape == (50, 24, 2)
+    print(f"\nplans of 50 environments: {50 * one / many:.1f} times as fast as one by one")
