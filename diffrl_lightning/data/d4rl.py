@@ -39,15 +39,17 @@ def _open(dataset: str) -> Iterator[h5py.File]:
 
 
 def describe(dataset: str, options: SourceOptions) -> DatasetInfo:
-    """Dimensions, and the environment's id where the file's metadata has one."""
+    """Dimensions, and what the file's metadata has of the environment's id and reference scores."""
     with _open(dataset) as file:
         stored = file.get("metadata/env_id")
         env_id = None if stored is None else stored[()].decode()
+        ends = [file.get(f"metadata/ref_{end}_score") for end in ("min", "max")]
+        stored_scores = None if None in ends else (float(ends[0][()]), float(ends[1][()]))
         return DatasetInfo(
             observation_dim=file["observations"].shape[1],
             action_dim=file["actions"].shape[1],
             env_id=env_id,
-            ref_scores=d4rl_reference(options.env_id or env_id or ""),
+            ref_scores=stored_scores or d4rl_reference(options.env_id or env_id or ""),
         )
 
 

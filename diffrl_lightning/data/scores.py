@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-# Random and expert return of each environment family, as D4RL's infos.py lists them.
+# Random and expert return of each family of environments, from D4RL's infos.py; the keys begin the
+# Gymnasium ids. Maze2D's are left out: they do not carry over to PointMaze.
 D4RL_REFERENCES: dict[str, tuple[float, float]] = {
-    "halfcheetah": (-280.178953, 12135.0),
-    "hopper": (-20.272305, 3234.3),
-    "walker2d": (1.629008, 4592.3),
+    "HalfCheetah": (-280.178953, 12135.0),
+    "Hopper": (-20.272305, 3234.3),
+    "Walker2d": (1.63, 4592.3),
+    "AntMaze": (0.0, 1.0),
+    "FrankaKitchen": (0.0, 4.0),
+    "AdroitHandPen": (96.26, 3076.83),
 }
 
 
 def d4rl_reference(env_id: str) -> tuple[float, float] | None:
     """D4RL's random and expert return for a Gymnasium id, or None where there is none."""
-    return D4RL_REFERENCES.get(env_id.split("-")[0].lower())
+    scores = (scores for name, scores in D4RL_REFERENCES.items() if env_id.startswith(name))
+    return next(scores, None)

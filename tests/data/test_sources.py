@@ -234,6 +234,15 @@ def test_real_d4rl_files(shared_data, name, count, steps, mean, std, dims):
         np.testing.assert_array_equal(episodes.actions[row], file["actions"][row])
 
 
+def test_reference_scores(shared_data):
+    assert describe(shared_data / "hopper-medium.hdf5").ref_scores == (-20.272305, 3234.3)
+    fixture = shared_data / "fixtures" / "d4rl_hopper-medium-20k.hdf5"
+    assert describe(fixture).ref_scores is None
+    named = describe(fixture, SourceOptions(env_id="Hopper-v5"))
+    assert named.ref_scores == (-20.272305, 3234.3)
+    assert describe(shared_data / "adroit-door-expert.hdf5").ref_scores is None
+
+
 def test_real_fixture_with_next_observations(shared_data):
     path = shared_data / "fixtures" / "d4rl_hopper-medium-20k.hdf5"
     episodes = load(path)
