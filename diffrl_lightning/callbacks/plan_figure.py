@@ -64,7 +64,9 @@ def draw_plans(maze: Maze, episodes: list[Episode], plans: dict[int, np.ndarray]
     """A panel for each episode: its maze, start, goal, plan, path and return."""
     columns = min(3, len(episodes))
     rows = -(-len(episodes) // columns)
-    figure = Figure(figsize=(3.6 * columns, 3.6 * rows + 0.5), layout="constrained")
+    height, width = maze.walls.shape
+    size = (3.6 * columns, (3.6 * height / width + 0.3) * rows + 0.5)
+    figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(rows, columns, squeeze=False).flat
     for axis, episode in zip(axes, episodes, strict=False):

@@ -133,7 +133,7 @@ class Rollout(pl.Callback):
             "ref_scores": datamodule.ref_scores,
             "checkpoint": str(trainer.ckpt_path) if trainer.ckpt_path else None,
             "global_step": trainer.global_step,
-            "train_seed": getattr(trainer.lightning_module, "_noise_seed", None),
+            "train_seed": trainer.lightning_module._noise_seed,
             "versions": {"python": platform.python_version()}
             | {name: version(name) for name in _PACKAGES},
         }

@@ -31,6 +31,7 @@ class DiffusionModule(pl.LightningModule, ABC):
     denoiser: nn.Module
     ema: EMA
     diffusion: GaussianDiffusion
+    _noise_seed: int | None = None  # where all noise of a run comes from
 
     @abstractmethod
     def compute_loss(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
@@ -51,9 +52,9 @@ class DiffusionModule(pl.LightningModule, ABC):
             self.fit_normalizers(datamodule)
 
     def on_fit_start(self) -> None:
-        """Fix the seed that all noise of this run comes from."""
-        # Under several processes every rank was seeded alike; the rank enters below.
-        self._noise_seed = getattr(self, "_noise_seed", torch.initial_seed() % 2**32)
+        """Fix the seed of the noise; ranks are seeded alike, and enter in each batch's seed."""
+        if self._noise_seed is None:
+            self._noise_seed = torch.initial_seed() % 2**32
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Seed the noise of batch k from (seed, rank, k).
@@ -63,8 +64,9 @@ class DiffusionModule(pl.LightningModule, ABC):
         """
         k = self.trainer.fit_loop.epoch_loop.batch_progress.total.ready
         # Hashed to one word: of a seed, torch's generator on the CPU reads 32 bits.
-        words = np.random.SeedSequence([self._noise_seed, self.global_rank, k]).generate_state(1)
-        torch.manual_seed(int(words[0]))
+        assert self._noise_seed is not None
+        entropy = [self._noise_seed, self.global_rank, k]
+        torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1)[0]))
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Loss of a batch; logged every ``log_every_n_steps``, since logging costs time."""

@@ -1,5 +1,6 @@
 """Diffuser: conditions, plans, and what every role must do."""
 
+import lightning.pytorch as pl
 import pytest
 import torch
 from conftest import write_d4rl
@@ -94,3 +95,23 @@ def test_bad_input(tmp_path):
     data.prepare_data()
     with pytest.raises(InputError, match="longest episode has 20"):
         data.setup("fit")
+
+
+@pytest.mark.parametrize("ema_start", [3, 4])
+def test_the_average_counts_optimiser_steps_from_one(tmp_path, pendulum_file, ema_start):
+    """Up to ``ema_start`` it is a copy; the step after, and only then, it lags."""
+    module = small(observation_dim=3, action_dim=1, goal_dim=0, ema_start=ema_start)
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        max_steps=4,
+        accumulate_grad_batches=2,
+        logger=False,
+        enable_checkpointing=False,
+        limit_val_batches=0,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+    )
+    trainer.fit(module, datamodule=SequenceData(str(pendulum_file), horizon=8))
+    pairs = zip(module.ema.net.parameters(), module.denoiser.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs) == (ema_start == 4)
