@@ -77,7 +77,12 @@ class DiffRLCLI(LightningCLI):
 def main(args: Any = None) -> None:
     """Run the command line; bad input ends it with one sentence and exit code 2."""
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_news)
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    for harmless in (
+        ".*does not have many workers.*",  # batches come whole from memory
+        ".*in eval mode at the start of training.*",  # the weight average always is
+        ".*treespec, LeafSpec.*",
+    ):
+        warnings.filterwarnings("ignore", message=harmless)
     torch.set_float32_matmul_precision("high")
     try:
         DiffRLCLI(
