@@ -9,6 +9,7 @@ import pytest
 import torch
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["HF_HUB_OFFLINE"] = "1"  # read once, at import
 torch.set_num_threads(1)
 
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -28,7 +29,6 @@ def _own_folders(tmp_path_factory, monkeypatch):
     base = tmp_path_factory.getbasetemp()
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(base / "minari"))
     monkeypatch.setenv("DIFFRL_CACHE", str(base / "cache"))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
 
 def write_d4rl(path, *, episodes=10, length=100, observation_dim=3, action_dim=1, seed=0, **extra):
