@@ -71,7 +71,10 @@ class Rollout(pl.Callback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Refuse, before any training, keywords that the policy does not take, or no environment."""
         if stage == "test" or self.val_episodes:
-            trainer.datamodule.make_env().close()  # type: ignore[attr-defined]
+            source = getattr(trainer, "datamodule", None)
+            if source is None:
+                raise InputError("Rollout takes its environments from a datamodule: pass one.")
+            source.make_env().close()
         try:
             pl_module.make_policy(**self.policy_kwargs)  # type: ignore[operator]
         except TypeError as error:
@@ -108,7 +111,8 @@ class Rollout(pl.Callback):
                 show_progress=trainer.is_global_zero,
             )
         pl_module.train(was_training)
-        return metrics.to(pl_module.device).compute()
+        # Reduced where the processes talk; other devices may not know float64.
+        return metrics.to(pl_module.device if devices else "cpu").compute()
 
     @staticmethod
     def _log(pl_module: pl.LightningModule, result: dict[str, float], stage: str) -> None:
