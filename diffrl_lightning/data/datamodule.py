@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
@@ -84,9 +83,7 @@ class OfflineData(pl.LightningDataModule, ABC):
             raise InputError(f"The datasets of a list need equal dimensions, not {sorted(dims)}.")
         self.observation_dim, self.action_dim, self.goal_dim = dims.pop()
         self._env_id = env_id or infos[0].env_id
-        self._env_kwargs: Mapping[str, Any] = {**infos[0].env_kwargs}
-        if env_kwargs and not infos[0].env_kwargs.get("maze_map"):
-            self._env_kwargs = {**self._env_kwargs, **env_kwargs}
+        self._env_kwargs = infos[0].env_kwargs
         self._check_env()
         self.train_data: Dataset | None = None
         self.val_data: Dataset | None = None

@@ -73,12 +73,14 @@ def describe(dataset: str, options: SourceOptions) -> DatasetInfo:
     spec = json.loads(spec) if isinstance(spec, str) else json.loads(spec.to_json())
     low, high = metadata.get("ref_min_score"), metadata.get("ref_max_score")
     env_id = spec.get("id")
+    # The stored keywords are the stored environment's, not those of another that a user names.
+    kwargs = (spec.get("kwargs") or {}) if options.env_id in (None, env_id) else {}
     return DatasetInfo(
         observation_dim=observation_dim,
         action_dim=_flat_dim(opened.action_space),
         goal_dim=goal_dim,
         env_id=env_id,
-        env_kwargs=spec.get("kwargs") or {},
+        env_kwargs=kwargs | dict(options.env_kwargs),
         ref_scores=d4rl_reference(env_id or "") if low is None or high is None else (low, high),
     )
 

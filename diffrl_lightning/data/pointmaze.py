@@ -50,7 +50,11 @@ def minari_id(dataset: str) -> str:
 
 
 def describe(dataset: str, options: SourceOptions) -> DatasetInfo:
-    """Metadata, known before the dataset is generated but for its reference scores."""
+    """Metadata, known before the dataset is generated but for its reference scores.
+
+    Raises:
+        InputError: if the maze is unknown, or the stored dataset of this name is of another maze.
+    """
     config = _evaluation_env(dataset, options)
     info = DatasetInfo(
         observation_dim=4,
@@ -60,15 +64,25 @@ def describe(dataset: str, options: SourceOptions) -> DatasetInfo:
         env_kwargs=config.kwargs,
     )
     stored = minari_id(dataset)
-    if minari_source.is_local(stored):
-        return replace(info, ref_scores=minari_source.describe(stored, options).ref_scores)
-    return info
+    if not minari_source.is_local(stored):
+        return info
+    found = minari_source.describe(stored, SourceOptions())
+    if found.env_kwargs.get("maze_map") != config.kwargs["maze_map"]:
+        raise InputError(
+            f"The stored dataset {stored!r} is of another maze: choose another name, or delete it."
+        )
+    return replace(info, ref_scores=found.ref_scores)
 
 
 def prepare(dataset: str, options: SourceOptions) -> None:
     """Generate the dataset where it is not on disk."""
     if not minari_source.is_local(minari_id(dataset)):
-        generate(dataset, num_steps=options.num_steps, maze_map=options.env_kwargs.get("maze_map"))
+        generate(
+            dataset,
+            num_steps=options.num_steps,
+            maze_map=options.env_kwargs.get("maze_map"),
+            env_id=options.env_id,
+        )
 
 
 def load(dataset: str, options: SourceOptions) -> Episodes:
@@ -81,6 +95,7 @@ def generate(
     *,
     num_steps: int = 100_000,
     maze_map: MazeMap | None = None,
+    env_id: str | None = None,
     action_noise: float = 0.5,
     seed: int = 0,
 ) -> None:
@@ -95,13 +110,15 @@ def generate(
             a ``maze_map`` is given.
         num_steps: environment steps.
         maze_map: rows of cells, 1 a wall, 0 free, "g" the evaluation goal.
+        env_id: PointMaze environment, for its time limit; default that of the maze of this name, or
+            the large one's.
         action_noise: standard deviation of the noise added to the controller's actions.
         seed: of starts, goals and noise.
 
     Raises:
         InputError: if the maze is unknown.
     """
-    config = _evaluation_env(dataset, SourceOptions(env_kwargs={"maze_map": maze_map}))
+    config = _evaluation_env(dataset, SourceOptions(env_id, {"maze_map": maze_map}))
     dataset = minari_id(dataset)
     low, high = _reference_scores(config, seed)
     cells = [[0 if c == "g" else c for c in row] for row in config.kwargs["maze_map"]]
@@ -159,16 +176,15 @@ def _evaluation_env(dataset: str, options: SourceOptions) -> EnvConfig:
             f"There is no maze {name!r}: choose one of {', '.join(ENV_IDS)}, or give env_kwargs a "
             "maze_map of your own."
         )
-    env_id = ENV_IDS.get(name, ENV_IDS["large"])
-    try:
-        spec = gym.spec(env_id)
-    except gym.error.Error as error:
+    if "PointMaze_Large-v3" not in gym.registry:
         raise InputError(
             "PointMaze needs gymnasium-robotics: pip install 'diffrl_lightning[robotics]'."
-        ) from error
-    if maze_map is None:
-        return EnvConfig(env_id, evaluation_kwargs(spec.kwargs["maze_map"], GOAL_CELLS[name]))
-    return EnvConfig(env_id, evaluation_kwargs(maze_map))
+        )
+    env_id = options.env_id or ENV_IDS.get(name, ENV_IDS["large"])
+    maze_map = maze_map or gym.spec(ENV_IDS[name]).kwargs["maze_map"]
+    kwargs = evaluation_kwargs(maze_map, GOAL_CELLS.get(name))
+    others = {key: value for key, value in options.env_kwargs.items() if key != "maze_map"}
+    return EnvConfig(env_id, kwargs | others)
 
 
 def _reference_scores(config: EnvConfig, seed: int) -> tuple[float, float]:

@@ -199,6 +199,7 @@ def evaluation_kwargs(maze_map: MazeMap, goal_cell: tuple[int, int] | None = Non
     """
     cells = [list(row) for row in maze_map]
     if not any(cell == "g" for row in cells for cell in row):
-        row, column = goal_cell or Maze(maze_map).free_cells[-1]
+        free = Maze(maze_map).free_cells
+        row, column = goal_cell if goal_cell in free else free[-1]
         cells[row][column] = "g"
     return {"maze_map": cells, "continuing_task": True, "reset_target": False}

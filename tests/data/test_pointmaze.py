@@ -65,6 +65,25 @@ def test_any_maze():
     assert abs(observation[4] + 1.5) < 0.26, "the goal is in the cell marked g"
 
 
+def test_keywords_of_the_environment_reach_it():
+    options = {"maze_map": CORRIDOR, "reward_type": "dense"}
+    dense = data("pointmaze/corridor", env_kwargs=options, generate_steps=1500)
+    env = dense.make_env()
+    env.reset(seed=0)
+    assert 0 < env.step(env.action_space.sample())[1] < 1
+    assert data("pointmaze/umaze").make_env().spec.max_episode_steps == 300
+    longer = data("pointmaze/umaze", env_id="PointMaze_Medium-v3").make_env()
+    assert longer.spec.max_episode_steps == 600
+    assert longer.unwrapped.maze.map_length == 5, "only the time limit is the other's"
+
+
+def test_a_name_is_one_maze():
+    data("pointmaze/corridor", env_kwargs={"maze_map": CORRIDOR}, generate_steps=1500)
+    other = [CORRIDOR[0], [1, "g", 0, 0, 1, 1], CORRIDOR[2]]
+    with pytest.raises(InputError, match="is of another maze"):
+        data("pointmaze/corridor", env_kwargs={"maze_map": other})
+
+
 def test_a_maze_in_two_parts_is_refused():
     split = [[1, 1, 1, 1, 1], [1, 0, 1, 0, 1], [1, 1, 1, 1, 1]]
     with pytest.raises(InputError, match="can not be reached"):
