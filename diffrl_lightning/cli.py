@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 import warnings
 from typing import Any
 
@@ -15,7 +14,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from diffrl_lightning.callbacks import Rollout
 from diffrl_lightning.modules import DiffusionModule
 from diffrl_lightning.modules.base import ROLE_KEY, read_checkpoint
-from diffrl_lightning.types import InputError
+from diffrl_lightning.types import InputError, exit_on_bad_input
 
 _LINKS = ("observation_dim", "action_dim", "goal_dim", "horizon", "stride")
 _CKPT_WORDS = ("best", "last", "hpc")
@@ -46,6 +45,17 @@ class DiffRLCLI(LightningCLI):
             }
         )
 
+    def before_instantiate_classes(self) -> None:
+        """Without rollouts in validation, choose the checkpoint by the loss."""
+        config = self.config[self.config.subcommand]
+        if config.rollout.val_episodes == 0 and config.checkpoint.monitor == "val/return_mean":
+            config.checkpoint.monitor, config.checkpoint.mode = "val/loss", "min"
+
+    def before_fit(self) -> None:
+        """Refuse, before training, a test that has no environment."""
+        if self._get(self.config, "test_after_fit"):
+            self.datamodule.make_env().close()
+
     def after_fit(self) -> None:
         """Test the best checkpoint, where that was asked for."""
         if self._get(self.config, "test_after_fit"):
@@ -65,7 +75,7 @@ class DiffRLCLI(LightningCLI):
                 f"{str(path)!r} holds {role or 'no role of this library'}, but the configuration "
                 f"asks for {wanted}: give a checkpoint or a configuration of the same role."
             )
-        hparams = dict(checkpoint["hyper_parameters"])
+        hparams = checkpoint["hyper_parameters"]
         for private in ("_instantiator", "_class_path", *_LINKS):
             hparams.pop(private, None)
         model = {"class_path": config.model.class_path, "init_args": hparams}
@@ -84,7 +94,7 @@ def main(args: Any = None) -> None:
     ):
         warnings.filterwarnings("ignore", message=harmless)
     torch.set_float32_matmul_precision("high")
-    try:
+    with exit_on_bad_input():
         DiffRLCLI(
             DiffusionModule,
             pl.LightningDataModule,
@@ -103,19 +113,6 @@ def main(args: Any = None) -> None:
             parser_kwargs={"description": "Diffusion models for reinforcement learning."},
             args=args,
         )
-    except ValueError as error:
-        cause = _input_error(error)
-        if cause is None:
-            raise
-        print(f"diffrl: error: {cause}", file=sys.stderr)
-        sys.exit(2)
-
-
-def _input_error(error: BaseException | None) -> InputError | None:
-    """The bad input behind an error; the parser wraps what constructors raise."""
-    while error is not None and not isinstance(error, InputError):
-        error = error.__cause__ or error.__context__
-    return error
 
 
 def _is_news(record: logging.LogRecord) -> bool:

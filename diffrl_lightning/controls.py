@@ -14,7 +14,7 @@ from diffrl_lightning.data import SequenceData
 from diffrl_lightning.envs.evaluate import RandomPolicy
 from diffrl_lightning.envs.pointmaze import Maze, WaypointPolicy
 from diffrl_lightning.policies.planner import Plan, PlanFn, PlannerPolicy
-from diffrl_lightning.types import Generators, InputError, Policy
+from diffrl_lightning.types import Generators, InputError, Policy, exit_on_bad_input
 
 _COLUMNS = ("return_mean", "return_sem", "normalized_score", "success_rate", "wall_free_rate")
 
@@ -59,11 +59,10 @@ def controls(
         lookahead: of the law that follows it.
     """
     data = SequenceData(dataset, horizon=horizon, stride=stride)
-    data.prepare_data()
     maze = Maze.of(data.make_env())
     if maze is None:
         raise InputError(f"{dataset!r} has no maze: name a PointMaze dataset.")
-    n = 10
+    n = min(10, num_episodes)
     box = data.make_env().action_space
     policies: dict[str, Policy] = {
         "planner": WaypointPolicy(maze, n),
@@ -78,7 +77,7 @@ def controls(
     }
     print(f"{'control':14s}" + "".join(f"{name:>18s}" for name in _COLUMNS))
     for name, policy in policies.items():
-        figures = roll_out(policy, data, range(seed, seed + num_episodes), num_envs=n)[2].compute()
+        figures = roll_out(policy, data, range(seed, seed + num_episodes), num_envs=n)[1].compute()
         cells = [f"{figures[c]:18.3f}" if c in figures else f"{'-':>18s}" for c in _COLUMNS]
         print(f"{name:14s}" + "".join(cells))
 
@@ -86,4 +85,5 @@ def controls(
 if __name__ == "__main__":
     from jsonargparse import auto_cli
 
-    auto_cli(controls, as_positional=False)
+    with exit_on_bad_input():
+        auto_cli(controls, as_positional=False)

@@ -27,21 +27,30 @@ class Normalizer(nn.Module, ABC):
         self.dim = dim
         self.register_buffer("fitted", torch.tensor(False))
 
-    def fit(self, data: Tensor) -> None:
-        """Take the statistics of ``data`` (N, D).
+    def fit(self, data: Tensor, rows: Tensor | None = None) -> None:
+        """Take the statistics of ``data`` (N, D), a dimension at a time, so that none is copied whole.
+
+        Args:
+            data: (N, D).
+            rows: (N,) bool, which of the rows count; default all.
 
         Raises:
             InputError: if the data have another width, or are not finite.
         """
         if data.ndim != 2 or data.shape[1] != self.dim:
             raise InputError(f"A normaliser of {self.dim} dimensions got data {tuple(data.shape)}.")
-        if not bool(torch.isfinite(data).all()):
-            raise InputError("The data hold NaN or infinite values: remove them from the dataset.")
-        self._fit(data)
+        for dim in range(self.dim):
+            column = data[:, dim] if rows is None else data[rows, dim]
+            if not bool(torch.isfinite(column).all()):
+                raise InputError(
+                    "The data hold NaN or infinite values: remove them from the dataset."
+                )
+            self._fit(dim, column)
         self.fitted.fill_(True)
 
     @abstractmethod
-    def _fit(self, data: Tensor) -> None: ...
+    def _fit(self, dim: int, column: Tensor) -> None:
+        """Take the statistics of one dimension's values (N,)."""
 
     @abstractmethod
     def normalize(self, x: Tensor) -> Tensor:
@@ -63,11 +72,10 @@ class GaussianNormalizer(Normalizer):
         self.register_buffer("mean", torch.zeros(dim))
         self.register_buffer("std", torch.ones(dim))
 
-    def _fit(self, data: Tensor) -> None:
-        mean = data.mean(0, dtype=torch.float64)
-        std = (data - mean.float()).square().mean(0, dtype=torch.float64).sqrt()
-        self.mean.copy_(mean)
-        self.std.copy_(torch.where(std > 1e-6 * (1 + mean.abs()), std, 1.0))
+    def _fit(self, dim: int, column: Tensor) -> None:
+        std, mean = torch.std_mean(column.double(), correction=0)
+        self.mean[dim] = mean
+        self.std[dim] = torch.where(std > 1e-6 * (1 + mean.abs()), std, 1.0)
 
     def normalize(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., D)."""
@@ -89,11 +97,11 @@ class LimitsNormalizer(Normalizer):
         self.register_buffer("low", -torch.ones(dim))
         self.register_buffer("high", torch.ones(dim))
 
-    def _fit(self, data: Tensor) -> None:
-        low, high = data.aminmax(dim=0)
+    def _fit(self, dim: int, column: Tensor) -> None:
+        low, high = column.aminmax()
         constant = (low == high).to(low)
-        self.low.copy_(low - constant)
-        self.high.copy_(high + constant)
+        self.low[dim] = low - constant
+        self.high[dim] = high + constant
 
     def normalize(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., D); values outside the data's limits go beyond [-1, 1]."""
@@ -122,15 +130,13 @@ class CDFNormalizer(Normalizer):
         knots = torch.linspace(-1, 1, num_quantiles).expand(dim, -1)
         self.register_buffer("quantiles", knots.clone())
 
-    def _fit(self, data: Tensor) -> None:
-        n, k = len(data), self.quantiles.shape[1]
+    def _fit(self, dim: int, column: Tensor) -> None:
+        n, k = len(column), self.quantiles.shape[1]
         position = torch.linspace(0, n - 1, k, dtype=torch.float64)
         low = position.long()
-        weight = (position - low).float()[:, None]
-        for d in range(self.dim):  # a dimension at a time keeps the sorted copy small
-            ordered = data[:, d : d + 1].sort(0).values
-            knots = torch.lerp(ordered[low], ordered[(low + 1).clamp_max(n - 1)], weight)
-            self.quantiles[d].copy_(knots[:, 0])
+        ordered = column.sort().values
+        high = ordered[(low + 1).clamp_max(n - 1)]
+        self.quantiles[dim] = torch.lerp(ordered[low], high, (position - low).float())
 
     def normalize(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., D) in [-1, 1]; a value that repeats goes to the middle of its run."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pickle import UnpicklingError
 from typing import Any, Protocol, TypedDict
 
 import torch
@@ -20,6 +23,26 @@ Generators = torch.Generator | Sequence[torch.Generator] | None
 
 class InputError(ValueError):
     """Input that a user can mend: its message is one sentence that names the fix."""
+
+
+@contextmanager
+def exit_on_bad_input(name: str = "diffrl") -> Iterator[None]:
+    """End the program with one sentence and exit code 2 where the input is bad."""
+    try:
+        yield
+    except (ValueError, UnpicklingError) as error:
+        cause: BaseException | None = error  # the parser wraps what constructors raise
+        while cause is not None and not isinstance(cause, InputError | UnpicklingError):
+            cause = cause.__cause__ or cause.__context__
+        if cause is None:
+            raise
+        if isinstance(cause, UnpicklingError):
+            cause = InputError(
+                "The checkpoint holds pickled objects, which could run code and are not loaded: use "
+                "a checkpoint that this library wrote."
+            )
+        print(f"{name}: error: {cause}", file=sys.stderr)
+        sys.exit(2)
 
 
 class TransitionBatch(TypedDict):

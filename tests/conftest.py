@@ -39,7 +39,7 @@ def write_d4rl(path, *, episodes=10, length=100, observation_dim=3, action_dim=1
     timeouts = np.zeros(n, bool)
     timeouts[length - 1 :: length] = True
     arrays = {
-        "observations": walks.reshape(n, -1).astype(np.float32),
+        "observations": walks.reshape(n, observation_dim).astype(np.float32),
         "actions": rng.uniform(-1, 1, (n, action_dim)).astype(np.float32),
         "rewards": rng.normal(size=n).astype(np.float32),
         "terminals": np.zeros(n, bool),

@@ -97,6 +97,11 @@ def pickled(folder):
         (lambda f: write_d4rl(f / "a.hdf5"), ["--rollout.policy_kwargs.num_inference_steps=99"],
          "between 1 and the 8"),
         (lambda f: write_d4rl(f / "a.hdf5"), ["--ckpt_path=nowhere.ckpt"], "no checkpoint"),
+        (lambda f: write_d4rl(f / "a.hdf5"), ["--data.env_kwargs.foo=1"], "can not be made"),
+        (lambda f: write_d4rl(f / "a.hdf5"), ["--data.env_id=foo:Bar-v0"], "can not be made"),
+        (lambda f: write_d4rl(f / "a.hdf5"), ["--data.ref_scores=[5,5]"], "a lower and a higher"),
+        (lambda f: write_d4rl(f / "a.hdf5", observation_dim=5),
+         ["--rollout.val_episodes=0", "--test_after_fit=true"], "give env_id"),
     ],
 )  # fmt: skip
 def test_bad_input_ends_with_one_sentence(dataset, options, message, tmp_path, monkeypatch, capsys):
@@ -105,6 +110,13 @@ def test_bad_input_ends_with_one_sentence(dataset, options, message, tmp_path, m
     assert message in said
     assert said.count("diffrl: error:") + said.count("error: ") >= 1
     assert not list(tmp_path.rglob("*.ckpt")), "nothing was trained"
+
+
+def test_fit_without_rollouts_needs_no_environment(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = write_d4rl(tmp_path / "a.hdf5", observation_dim=5)
+    main([*fit_args(path, "--rollout.val_episodes=0")])
+    assert (tmp_path / "runs" / "diffrl" / "version_0" / "checkpoints" / "best.ckpt").is_file()
 
 
 def test_unknown_key_in_yaml(tmp_path, monkeypatch, capsys, pendulum_file):
@@ -122,7 +134,12 @@ def test_bad_checkpoints(run, tmp_path, monkeypatch, capsys, pendulum_file):
     checkpoint = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)
     torch.save(checkpoint | {"diffrl_role": "DiffusionPolicy"}, tmp_path / "role.ckpt")
     torch.save(checkpoint | {"extra": Evil()}, tmp_path / "evil.ckpt")
+    torch.save(torch.zeros(3), tmp_path / "tensor.ckpt")
+    other = dict(checkpoint["hyper_parameters"], observation_dim=5)
+    torch.save(checkpoint | {"hyper_parameters": other}, tmp_path / "dims.ckpt")
     for name, message in (
+        ("tensor.ckpt", "no checkpoint of this library"),
+        ("dims.ckpt", "was trained with observation_dim=5, the data have 3"),
         ("cut.ckpt", "is damaged or no checkpoint"),
         ("role.ckpt", "holds DiffusionPolicy, but the configuration asks for Diffuser"),
         ("evil.ckpt", "pickled objects"),

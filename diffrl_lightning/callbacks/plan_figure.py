@@ -48,11 +48,10 @@ class PlanFigure(pl.Callback):
         maze = Maze.of(trainer.datamodule.make_env())  # type: ignore[attr-defined]
         if not rollouts or rollouts[0].evaluation is None or maze is None:
             return
-        plans = rollouts[0].plans
-        episodes = [e for e in rollouts[0].evaluation.episodes if e.seed in plans]
+        episodes = [e for e in rollouts[0].evaluation.episodes if e.plans and e.path]
         if not episodes:
             return
-        figure = draw_plans(maze, episodes[: self.num_plans], plans)
+        figure = draw_plans(maze, episodes[: self.num_plans])
         folder.mkdir(parents=True, exist_ok=True)
         figure.savefig(folder / f"{name}.png", dpi=110)
         for logger in trainer.loggers:
@@ -60,8 +59,8 @@ class PlanFigure(pl.Callback):
                 logger.experiment.add_figure(tag, figure, trainer.global_step)
 
 
-def draw_plans(maze: Maze, episodes: list[Episode], plans: dict[int, np.ndarray]) -> Figure:
-    """A panel for each episode: its maze, start, goal, plan, path and return."""
+def draw_plans(maze: Maze, episodes: list[Episode]) -> Figure:
+    """A panel for each episode: its maze, start, goal, first plan, path and return."""
     columns = min(3, len(episodes))
     rows = -(-len(episodes) // columns)
     height, width = maze.walls.shape
@@ -70,7 +69,7 @@ def draw_plans(maze: Maze, episodes: list[Episode], plans: dict[int, np.ndarray]
     FigureCanvasAgg(figure)
     axes = figure.subplots(rows, columns, squeeze=False).flat
     for axis, episode in zip(axes, episodes, strict=False):
-        _panel(axis, maze, episode, plans[episode.seed])
+        _panel(axis, maze, episode)
     for axis in list(axes)[len(episodes) :]:
         axis.set_axis_off()
     handles, labels = axes[0].get_legend_handles_labels()
@@ -78,7 +77,7 @@ def draw_plans(maze: Maze, episodes: list[Episode], plans: dict[int, np.ndarray]
     return figure
 
 
-def _panel(axis: Axes, maze: Maze, episode: Episode, plan: np.ndarray) -> None:
+def _panel(axis: Axes, maze: Maze, episode: Episode) -> None:
     rows, columns = maze.walls.shape
     right, top = columns / 2 * maze.cell_size, rows / 2 * maze.cell_size
     extent = (-right, right, -top, top)
@@ -86,7 +85,7 @@ def _panel(axis: Axes, maze: Maze, episode: Episode, plan: np.ndarray) -> None:
     goal, start = episode.start[-2:], episode.start[:2]
     path = np.array(episode.path)[:, :2]
     axis.plot(*path.T, color="tab:blue", lw=1.2, label="path taken", zorder=2)
-    _plan(axis, plan[:, :2])
+    _plan(axis, episode.plans[0])
     axis.plot(*start, "o", color="tab:green", ms=9, mec="white", label="start", zorder=4)
     axis.plot(*goal, "*", color="tab:red", ms=15, mec="white", label="goal", zorder=4)
     axis.add_patch(_circle(goal))

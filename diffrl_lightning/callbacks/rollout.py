@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_only
 from tqdm.auto import tqdm
@@ -39,7 +38,7 @@ class Rollout(pl.Callback):
         asynchronous: run every environment in a process of its own.
         policy_kwargs: keywords of the role's ``make_policy``: how to sample and to act.
         results_path: where a test writes its figures; default ``results.json`` in the run's folder.
-        keep_episodes: of how many episodes the path and the first plan are kept for pictures.
+        keep_episodes: of how many episodes the path is kept for pictures.
 
     Raises:
         InputError: if a number is out of range.
@@ -66,7 +65,6 @@ class Rollout(pl.Callback):
         self.policy_kwargs = policy_kwargs or {}
         self.results_path, self.keep_episodes = results_path, keep_episodes
         self.evaluation: Evaluation | None = None
-        self.plans: dict[int, np.ndarray] = {}  # seed -> the episode's first plan (H, O)
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Refuse, before any training, keywords that the policy does not take, or no environment."""
@@ -101,7 +99,7 @@ class Rollout(pl.Callback):
         devices = [pl_module.device] if pl_module.device.type == "cuda" else []
         was_training = pl_module.training
         with torch.random.fork_rng(devices), torch.no_grad():
-            self.evaluation, self.plans, metrics = roll_out(
+            self.evaluation, metrics = roll_out(
                 pl_module.eval().make_policy(**self.policy_kwargs),
                 trainer.datamodule,  # type: ignore[attr-defined]
                 seeds,
@@ -156,7 +154,7 @@ def roll_out(
     asynchronous: bool = False,
     keep_episodes: int = 0,
     show_progress: bool = True,
-) -> tuple[Evaluation, dict[int, np.ndarray], RolloutMetrics]:
+) -> tuple[Evaluation, RolloutMetrics]:
     """Run one episode of a policy for each seed.
 
     Args:
@@ -165,16 +163,15 @@ def roll_out(
         seeds: one an episode.
         num_envs: environments that run at once.
         asynchronous: run every environment in a process of its own.
-        keep_episodes: of how many episodes the path and the first plan are kept.
+        keep_episodes: of how many episodes the path is kept.
         show_progress: show a bar of environment steps.
 
     Returns:
-        The episodes, the first plans (H, O) by seed, and their statistics.
+        The episodes and their statistics.
     """
     envs = source.make_vector_env(max(1, min(num_envs, len(seeds))), asynchronous)
-    recorder = _PlanRecorder(policy, keep_episodes)
     bar = tqdm(desc="Rollout", unit="step", leave=False, disable=not show_progress)
-    evaluation = evaluate(recorder, envs, seeds, keep_paths=keep_episodes, progress=bar.update)
+    evaluation = evaluate(policy, envs, seeds, keep_paths=keep_episodes, progress=bar.update)
     bar.close()
     envs.close()
     metrics = RolloutMetrics(source.ref_scores)
@@ -190,35 +187,6 @@ def roll_out(
     maze = Maze.of(env)
     env.close()
     if maze is not None:
-        for plans in recorder.plans:
+        for plans in (e.plans for e in episodes if e.plans):
             metrics.update("plan", torch.as_tensor(~maze.crosses_wall(plans)))
-    return evaluation, recorder.first_plans, metrics
-
-
-class _PlanRecorder:
-    """Passes a policy through, and keeps the plans of one that makes plans."""
-
-    def __init__(self, policy: Policy, keep: int) -> None:
-        self.policy, self.keep = policy, keep
-        self.plans: list[np.ndarray] = []  # (M, H, 2) positions
-        self.first_plans: dict[int, np.ndarray] = {}
-        self._seeds: list[int] = []
-        self._fresh: set[int] = set()
-
-    def reset(self, mask: torch.Tensor, seeds: Any = None) -> None:
-        self.policy.reset(mask, seeds)
-        rows = mask.nonzero()[:, 0].tolist()
-        self._seeds = list(seeds)
-        self._fresh |= set(rows)
-
-    def act(self, observations: torch.Tensor) -> torch.Tensor:
-        actions = self.policy.act(observations)
-        made = getattr(self.policy, "new_plans", None)
-        if made is not None:
-            rows, states = made[0].tolist(), made[1].numpy()
-            self.plans.append(states[..., :2])
-            for row, plan in zip(rows, states, strict=True):
-                if row in self._fresh and len(self.first_plans) < self.keep:
-                    self.first_plans[self._seeds[row]] = plan
-        self._fresh.clear()
-        return actions
+    return evaluation, metrics

@@ -6,15 +6,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import gymnasium as gym
 import h5py
 import numpy as np
 
 from diffrl_lightning.data.episodes import Episodes
 from diffrl_lightning.data.scores import d4rl_reference
-from diffrl_lightning.data.sources import DatasetInfo, SourceOptions
+from diffrl_lightning.data.sources import DatasetInfo, SourceOptions, check_arrays
+from diffrl_lightning.envs.make import import_plugins
 from diffrl_lightning.types import InputError
 
 _REQUIRED = ("observations", "actions", "rewards", "terminals")
+_OPTIONAL = ("timeouts", "next_observations")
 _BLOCK = 8_192
 
 
@@ -25,24 +28,21 @@ def _open(dataset: str) -> Iterator[h5py.File]:
     except OSError as error:
         raise InputError(f"{dataset!r} is not a readable HDF5 file: {error}.") from error
     with file:
-        for name in _REQUIRED:
-            if name not in file:
-                raise InputError(
-                    f"{dataset!r} has no array {name!r}: D4RL's layout needs {', '.join(_REQUIRED)}."
-                )
-        lengths = {name: len(file[name]) for name in _REQUIRED}
-        if len(set(lengths.values())) > 1:
-            raise InputError(f"{dataset!r} has arrays of unequal lengths: {lengths}.")
-        if file["observations"].ndim != 2 or file["actions"].ndim != 2:
-            raise InputError(f"{dataset!r} needs observations and actions of two dimensions.")
-        yield file
+        arrays = {n: file[n] for n in (*_REQUIRED, *_OPTIONAL) if n in file}
+        for name, array in arrays.items():
+            if not isinstance(array, h5py.Dataset):
+                raise InputError(f"{dataset!r} has a group {name!r} where an array belongs.")
+        check_arrays(dataset, {n: (a.shape, a.dtype) for n, a in arrays.items()}, _REQUIRED)
+        try:
+            yield file
+        except OSError as error:
+            raise InputError(f"{dataset!r} is damaged: {error}.") from error
 
 
 def describe(dataset: str, options: SourceOptions) -> DatasetInfo:
     """Dimensions, and what the file's metadata has of the environment's id and reference scores."""
     with _open(dataset) as file:
-        stored = file.get("metadata/env_id")
-        env_id = None if stored is None else stored[()].decode()
+        env_id = _env_id(file)
         ends = [file.get(f"metadata/ref_{end}_score") for end in ("min", "max")]
         stored_scores = None if None in ends else (float(ends[0][()]), float(ends[1][()]))
         return DatasetInfo(
@@ -63,7 +63,10 @@ def load(dataset: str, options: SourceOptions) -> Episodes:
     with _open(dataset) as file:
         terminations = _flags(file, "terminals")
         n = len(terminations)
-        truncations = _flags(file, "timeouts") if "timeouts" in file else _timeouts(terminations)
+        if "timeouts" in file:
+            truncations = _flags(file, "timeouts")
+        else:
+            truncations = _timeouts(terminations, _time_limit(file, options))
         ends = terminations | truncations
         truncations[-1] |= not ends[-1]  # a file may stop in mid-episode
         offsets = np.concatenate([[0], np.flatnonzero(ends) + 1, [] if ends[-1] else [n]])
@@ -110,7 +113,20 @@ def _rows(array: h5py.Dataset, rows: np.ndarray) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def _timeouts(terminations: np.ndarray, max_episode_steps: int = 1000) -> np.ndarray:
+def _time_limit(file: h5py.File, options: SourceOptions) -> int:
+    """The environment's, or D4RL's usual 1000 steps."""
+    env_id = options.env_id or _env_id(file)
+    import_plugins()
+    known = env_id in gym.registry
+    return (gym.spec(env_id).max_episode_steps if known and env_id else None) or 1000
+
+
+def _env_id(file: h5py.File) -> str | None:
+    stored = file.get("metadata/env_id")
+    return None if stored is None else stored[()].decode()
+
+
+def _timeouts(terminations: np.ndarray, max_episode_steps: int) -> np.ndarray:
     """Without ``timeouts`` an episode ends after ``max_episode_steps``, as D4RL counts."""
     step = np.arange(len(terminations))
     starts = np.where(np.concatenate([[True], terminations[:-1]]), step, 0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import gymnasium as gym
 import lightning.pytorch as pl
@@ -25,7 +25,8 @@ from diffrl_lightning.types import InputError
 class OfflineData(pl.LightningDataModule, ABC):
     """What all datamodules share: reading, splitting, loading, and the environment.
 
-    The constructor reads metadata only; ``prepare_data`` downloads or generates, ``setup`` loads.
+    The constructor reads metadata only (a Minari dataset that is not on disk is downloaded for them);
+    ``prepare_data`` generates, ``setup`` loads.
 
     Args:
         dataset: what to train on: a Minari id, a D4RL file (.hdf5), an OGBench file (.npz), a PointMaze
@@ -34,7 +35,8 @@ class OfflineData(pl.LightningDataModule, ABC):
         env_kwargs: keywords of ``gymnasium.make``; a ``maze_map`` here is also the map of a PointMaze
             to generate.
         observation_keys: entries of a dictionary observation that make the state, in this order.
-        goal_key: entry of a dictionary observation that is the goal.
+        goal_key: entry of a dictionary observation that is the goal; default ``desired_goal`` where
+            there is one, "none" for no goal.
         ref_scores: random and expert return for the normalised score, where the dataset has none.
         batch_size: samples of a batch, on each device.
         val_fraction: share of the episodes held out for validation.
@@ -65,6 +67,8 @@ class OfflineData(pl.LightningDataModule, ABC):
             raise InputError(f"{batch_size=} must be at least 1.")
         if not 0 <= val_fraction < 1:
             raise InputError(f"{val_fraction=} must lie in [0, 1).")
+        if ref_scores is not None and not ref_scores[0] < ref_scores[1]:
+            raise InputError(f"{ref_scores=} must be a lower and a higher return.")
         self.datasets = sources.as_list(dataset)
         self.batch_size, self.val_fraction, self.seed = batch_size, val_fraction, seed
         self.join_episodes, self.pin_memory = join_episodes, pin_memory
@@ -129,22 +133,43 @@ class OfflineData(pl.LightningDataModule, ABC):
         if self.join_episodes:
             episodes = episodes.joined(self.join_episodes)
         self.episodes = episodes
-        self.train_indices, self.val_indices = self._split(len(episodes))
+        self.train_indices, self.val_indices = self._split(self.usable(episodes))
         self.train_data = self.make_dataset(episodes, self.train_indices)
         self.val_data = self.make_dataset(episodes, self.val_indices)
+
+    def usable(self, episodes: Episodes) -> np.ndarray:
+        """Which episodes (E,) bool a dataset of them can draw from."""
+        return np.ones(len(episodes), bool)
 
     @abstractmethod
     def make_dataset(self, episodes: Episodes, which: np.ndarray) -> Dataset:
         """The dataset whose items make batches, of these of the episodes."""
 
-    def training_arrays(self) -> dict[str, Tensor]:
-        """Observations (M, O) and actions (M, A) of the training episodes, for normalisers."""
+    def training_rows(self, name: Literal["observations", "actions"]) -> tuple[Tensor, Tensor]:
+        """An array of all episodes (M, D), and which of its rows (M,) are of training episodes."""
         assert self.episodes is not None
-        train = self.episodes.select(self.train_indices)
-        return {
-            "observations": torch.from_numpy(train.observations),
-            "actions": torch.from_numpy(train.actions),
-        }
+        counts = self.episodes.lengths + (name == "observations")
+        train = np.isin(np.arange(len(self.episodes)), self.train_indices)
+        rows = torch.from_numpy(np.repeat(train, counts))
+        return torch.from_numpy(getattr(self.episodes, name)), rows
+
+    def check_goal_leads_state(self) -> None:
+        """Refuse an environment whose goal is not about the first entries of the state.
+
+        Raises:
+            InputError: naming the keys that would do.
+        """
+        env = self.make_env()
+        flat, _ = env.reset(seed=0)
+        achieved = env.unwrapped.observation_space["achieved_goal"].shape  # type: ignore[index]
+        stated, _ = env.unwrapped.reset(seed=0)
+        env.close()
+        found = np.ravel(stated["achieved_goal"])
+        if achieved != (self.goal_dim,) or not np.allclose(flat[: self.goal_dim], found):
+            raise InputError(
+                f"The goal of {self._env_id!r} is not about the first {self.goal_dim} entries of its "
+                "state: put them there with observation_keys [achieved_goal, observation]."
+            )
 
     def train_dataloader(self) -> DataLoader:
         """Batches that are a function of the seed and of their number."""
@@ -190,15 +215,17 @@ class OfflineData(pl.LightningDataModule, ABC):
             generator=torch.Generator().manual_seed(self.seed),
         )
 
-    def _split(self, n: int) -> tuple[np.ndarray, np.ndarray]:
-        """Indices of the training and of the validation episodes."""
-        num_val = round(n * self.val_fraction)
-        if self.val_fraction and not 0 < num_val < n:
+    def _split(self, usable: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Indices of the training and of the validation episodes, the latter of the usable ones."""
+        order = np.random.default_rng(self.seed).permutation(np.flatnonzero(usable))
+        num_val = round(len(order) * self.val_fraction)
+        if self.val_fraction and not num_val:
             num_val = 1
-        if n == 1 or not num_val:  # validation then watches the training data
-            return np.arange(n), np.arange(n)
-        order = np.random.default_rng(self.seed).permutation(n)
-        return np.sort(order[num_val:]), np.sort(order[:num_val])
+        everything = np.arange(len(usable))
+        if not num_val or num_val >= len(order):  # validation then watches the training data
+            return everything, everything
+        val = np.sort(order[:num_val])
+        return np.setdiff1d(everything, val), val
 
     def _check_env(self) -> None:
         """Refuse an environment whose spaces are not those of the dataset."""
@@ -234,7 +261,8 @@ class SequenceData(OfflineData):
         env_kwargs: keywords of ``gymnasium.make``; a ``maze_map`` here is also the map of a PointMaze
             to generate.
         observation_keys: entries of a dictionary observation that make the state, in this order.
-        goal_key: entry of a dictionary observation that is the goal.
+        goal_key: entry of a dictionary observation that is the goal; default ``desired_goal`` where
+            there is one, "none" for no goal.
         ref_scores: random and expert return for the normalised score, where the dataset has none.
         batch_size: samples of a batch, on each device.
         val_fraction: share of the episodes held out for validation.
@@ -280,6 +308,11 @@ class SequenceData(OfflineData):
         )
         self.horizon, self.stride = horizon, stride
         self.padding, self.discount = padding, discount
+
+    def usable(self, episodes: Episodes) -> np.ndarray:
+        """Without padding, only episodes as long as a window."""
+        span = (self.horizon - 1) * self.stride if self.padding == "none" else 0
+        return episodes.lengths > span
 
     def make_dataset(self, episodes: Episodes, which: np.ndarray) -> Windows:
         """Windows of these episodes."""

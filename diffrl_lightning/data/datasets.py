@@ -74,9 +74,10 @@ class Windows(Dataset):
         usable = np.maximum(episodes.lengths - span, 0)
         self.starts = _Starts(episodes, usable, which)
         if not len(self.starts):
+            longest = episodes.lengths[slice(None) if which is None else which].max()
             raise InputError(
                 f"{horizon=} at {stride=} spans {span + 1} steps, but the longest episode has "
-                f"{episodes.lengths.max()}: shorten the horizon or choose padding edge or zero."
+                f"{longest}: shorten the horizon or choose padding edge or zero."
             )
         self.ends = torch.from_numpy(episodes.offsets[1:])
         self.observations = torch.from_numpy(episodes.observations)

@@ -82,6 +82,7 @@ def describe(dataset: str, options: SourceOptions) -> DatasetInfo:
         env_id=env_id,
         env_kwargs=kwargs | dict(options.env_kwargs),
         ref_scores=d4rl_reference(env_id or "") if low is None or high is None else (low, high),
+        num_steps=int(opened.total_steps),
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from diffrl_lightning.data.episodes import Episodes
-from diffrl_lightning.data.sources import DatasetInfo, SourceOptions
+from diffrl_lightning.data.sources import DatasetInfo, SourceOptions, check_arrays
 from diffrl_lightning.types import InputError
 
 _REQUIRED = ("observations", "actions", "terminals")
@@ -34,10 +34,17 @@ def prepare(dataset: str, options: SourceOptions) -> None:
 def load(dataset: str, options: SourceOptions) -> Episodes:
     """Read a file; its rewards are zero, an episode's end is a truncation."""
     _shapes(dataset)
-    with np.load(Path(dataset).expanduser(), allow_pickle=False) as file:
-        observations = file["observations"].astype(np.float32, copy=False)
-        actions = file["actions"]
-        ends = np.flatnonzero(file["terminals"].reshape(-1))
+    try:
+        with np.load(Path(dataset).expanduser(), allow_pickle=False) as file:
+            observations = file["observations"].astype(np.float32, copy=False)
+            actions = file["actions"]
+            ends = np.flatnonzero(file["terminals"].reshape(-1))
+    except (zipfile.BadZipFile, ValueError, OSError) as error:
+        raise InputError(f"{dataset!r} is damaged: {error}.") from error
+    if len(ends) and np.diff(ends, prepend=-1).min() < 2:
+        raise InputError(
+            f"{dataset!r} has an episode without an action: write T + 1 rows for T steps."
+        )
     if len(ends) == 0 or ends[-1] != len(observations) - 1:
         raise InputError(f"{dataset!r} must end with a terminal: it seems to be cut off.")
     e = len(ends)
@@ -59,7 +66,7 @@ def load(dataset: str, options: SourceOptions) -> Episodes:
 
 def _shapes(dataset: str) -> dict[str, tuple[int, ...]]:
     """Shapes of the arrays from their headers, which are checked here for all that follows."""
-    shapes = {}
+    arrays = {}
     try:
         with zipfile.ZipFile(Path(dataset).expanduser()) as archive:
             for name in archive.namelist():
@@ -70,17 +77,11 @@ def _shapes(dataset: str) -> dict[str, tuple[int, ...]]:
                         f"{dataset!r} holds pickled objects in {name!r}, which could run code and "
                         "are not loaded: save plain numeric arrays."
                     )
-                shapes[name.removesuffix(".npy")] = shape
+                arrays[name.removesuffix(".npy")] = (shape, dtype)
     except (zipfile.BadZipFile, ValueError, KeyError, OSError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{dataset!r} is not a readable npz file: {error}.") from error
-    for name in _REQUIRED:
-        if name not in shapes:
-            raise InputError(
-                f"{dataset!r} has no array {name!r}: OGBench's layout needs {', '.join(_REQUIRED)}."
-            )
-    lengths = {name: shapes[name][0] for name in _REQUIRED}
-    if len(set(lengths.values())) > 1:
-        raise InputError(f"{dataset!r} has arrays of unequal lengths: {lengths}.")
-    return shapes
+    known = {name: array for name, array in arrays.items() if name in _REQUIRED}
+    check_arrays(dataset, known, _REQUIRED)
+    return {name: shape for name, (shape, _) in known.items()}

@@ -14,6 +14,7 @@ from typing import Any
 import gymnasium as gym
 import minari
 import numpy as np
+from lightning.pytorch.utilities import rank_zero_warn
 from minari.data_collector import EpisodeBuffer
 from minari.storage.datasets_root_dir import get_dataset_path
 from tqdm.auto import tqdm
@@ -22,7 +23,7 @@ from diffrl_lightning.data import minari_source
 from diffrl_lightning.data.episodes import Episodes
 from diffrl_lightning.data.sources import DatasetInfo, SourceOptions
 from diffrl_lightning.envs.evaluate import RandomPolicy, evaluate
-from diffrl_lightning.envs.make import EnvConfig, import_plugins
+from diffrl_lightning.envs.make import EnvConfig, import_plugins, layout, layout_dims
 from diffrl_lightning.envs.pointmaze import (
     ENV_IDS,
     GOAL_CELLS,
@@ -32,7 +33,7 @@ from diffrl_lightning.envs.pointmaze import (
     WaypointPolicy,
     evaluation_kwargs,
 )
-from diffrl_lightning.types import InputError
+from diffrl_lightning.types import InputError, exit_on_bad_input
 
 _NAMESPACE = "pointmaze/"
 _STREAM_STEPS = 5_000  # the agent is put elsewhere after so many steps
@@ -56,10 +57,14 @@ def describe(dataset: str, options: SourceOptions) -> DatasetInfo:
         InputError: if the maze is unknown, or the stored dataset of this name is of another maze.
     """
     config = _evaluation_env(dataset, options)
+    env = gym.make(config.env_id, **config.kwargs)
+    keys, goal_key = layout(env.observation_space, options.observation_keys, options.goal_key)
+    observation_dim, goal_dim = layout_dims(env.observation_space, keys, goal_key)
+    env.close()
     info = DatasetInfo(
-        observation_dim=4,
+        observation_dim=observation_dim,
         action_dim=2,
-        goal_dim=2,
+        goal_dim=goal_dim,
         env_id=config.env_id,
         env_kwargs=config.kwargs,
     )
@@ -67,11 +72,18 @@ def describe(dataset: str, options: SourceOptions) -> DatasetInfo:
     if not minari_source.is_local(stored):
         return info
     found = minari_source.describe(stored, SourceOptions())
+    if found.num_steps != options.num_steps:
+        rank_zero_warn(
+            f"The stored dataset {stored!r} has {found.num_steps} steps, not generate_steps = "
+            f"{options.num_steps}; delete it to have it generated again."
+        )
     if found.env_kwargs.get("maze_map") != config.kwargs["maze_map"]:
         raise InputError(
             f"The stored dataset {stored!r} is of another maze: choose another name, or delete it."
         )
-    return replace(info, ref_scores=found.ref_scores)
+    # Scores of other rewards or time limits would be wrong.
+    changed = options.env_id or set(options.env_kwargs) - {"maze_map"}
+    return replace(info, ref_scores=None if changed else found.ref_scores)
 
 
 def prepare(dataset: str, options: SourceOptions) -> None:
@@ -120,6 +132,10 @@ def generate(
     """
     config = _evaluation_env(dataset, SourceOptions(env_id, {"maze_map": maze_map}))
     dataset = minari_id(dataset)
+    if minari_source.is_local(dataset):
+        raise InputError(
+            f"There is a dataset {dataset!r} already: choose another name, or delete it."
+        )
     low, high = _reference_scores(config, seed)
     cells = [[0 if c == "g" else c for c in row] for row in config.kwargs["maze_map"]]
     env = gym.make(
@@ -157,7 +173,11 @@ def generate(
         for file in (scratch / dataset).parent.glob("*.json"):
             if not (target.parent / file.name).exists():
                 shutil.copy(file, target.parent)
-        (scratch / dataset).rename(target)
+        try:
+            (scratch / dataset).rename(target)
+        except OSError:  # another process was first, with the same data
+            if not minari_source.is_local(dataset):
+                raise
     finally:
         if before is None:
             del os.environ["MINARI_DATASETS_PATH"]
@@ -266,4 +286,5 @@ def _buffer(
 if __name__ == "__main__":
     from jsonargparse import auto_cli
 
-    auto_cli(generate, as_positional=False)
+    with exit_on_bad_input():
+        auto_cli(generate, as_positional=False)

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from diffrl_lightning.data.episodes import Episodes
 from diffrl_lightning.types import InputError
 
@@ -24,6 +26,7 @@ class DatasetInfo:
     env_id: str | None = None
     env_kwargs: Mapping[str, Any] = field(default_factory=dict)
     ref_scores: tuple[float, float] | None = None
+    num_steps: int | None = None
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,38 @@ def _source(dataset: str) -> Any:
     if pointmaze.is_generated(dataset):
         return pointmaze
     return minari_source
+
+
+def check_arrays(
+    dataset: str, arrays: Mapping[str, tuple[tuple[int, ...], np.dtype]], required: Sequence[str]
+) -> None:
+    """Refuse a file whose arrays do not make steps, by their shapes and dtypes alone.
+
+    Raises:
+        InputError: naming the array and what is wrong with it.
+    """
+    for name in required:
+        if name not in arrays:
+            raise InputError(f"{dataset!r} has no array {name!r}: it needs {', '.join(required)}.")
+    steps = arrays["observations"][0][:1]
+    for name, (shape, dtype) in arrays.items():
+        matrix = name in ("observations", "actions", "next_observations")
+        if dtype.kind not in "fiub":
+            raise InputError(f"{dataset!r}: {name} must be numbers, not {dtype}.")
+        if len(shape) != 2 if matrix else shape not in (steps, (*steps, 1)):
+            lengths = {n: s[0] if s else "none" for n, (s, _) in arrays.items()}
+            raise InputError(
+                f"{dataset!r}: {name} has the shape {shape}, but every array needs one row a step "
+                f"(arrays of unequal lengths: {lengths})."
+            )
+        if shape[:1] != steps:
+            lengths = {n: s[0] for n, (s, _) in arrays.items() if s}
+            raise InputError(f"{dataset!r} has arrays of unequal lengths: {lengths}.")
+    if steps == (0,):
+        raise InputError(f"{dataset!r} holds no steps.")
+    following = arrays.get("next_observations", arrays["observations"])[0]
+    if following != arrays["observations"][0]:
+        raise InputError(f"{dataset!r}: next_observations must be shaped like observations.")
 
 
 def as_list(dataset: str | Sequence[str]) -> list[str]:

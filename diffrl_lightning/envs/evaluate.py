@@ -27,6 +27,7 @@ class Episode:
     length: int = 0
     success: bool | None = None  # None where the environment does not say
     path: list[np.ndarray] = field(default_factory=list)  # observations, where they were kept
+    plans: list[np.ndarray] = field(default_factory=list)  # (H, 2) planned positions
 
 
 @dataclass
@@ -80,7 +81,8 @@ def evaluate(
         begin = time.perf_counter()
         actions = policy.act(torch.from_numpy(observations)).cpu().numpy()
         result.decision_seconds += time.perf_counter() - begin
-        result.num_decisions += n
+        result.num_decisions += sum(episode is not None for episode in running)
+        _record_plans(policy, running)
         actions = np.clip(actions, space.low, space.high).astype(space.dtype)
         following, rewards, terminations, truncations, infos = envs.step(actions)
         ended = terminations | truncations
@@ -94,6 +96,15 @@ def evaluate(
             progress(1)
     result.episodes.sort(key=lambda episode: episode.index)
     return result
+
+
+def _record_plans(policy: Policy, running: Sequence[Episode | None]) -> None:
+    """Take in the plans that a planner has just made, but for idle environments."""
+    rows, states = getattr(policy, "new_plans", None) or ((), ())
+    for row, plan in zip(rows, states, strict=True):
+        episode = running[int(row)]
+        if episode is not None:
+            episode.plans.append(plan[:, :2].numpy().copy())
 
 
 def _record(

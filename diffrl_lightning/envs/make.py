@@ -23,7 +23,8 @@ class EnvConfig:
         kwargs: keywords of ``gymnasium.make``.
         observation_keys: of a dictionary observation, the entries that make the state, in order.
             Default: ``observation`` where there is one, else all in the space's order.
-        goal_key: the entry appended as the goal; default ``desired_goal`` where there is one.
+        goal_key: the entry appended as the goal; default ``desired_goal`` where there is one; "none"
+            for no goal.
     """
 
     env_id: str
@@ -40,10 +41,10 @@ class EnvConfig:
         import_plugins()
         try:
             env = gym.make(self.env_id, render_mode=render_mode, **self.kwargs)
-        except gym.error.Error as error:
+        except (gym.error.Error, TypeError, ImportError, AssertionError) as error:
             raise InputError(
-                f"Environment {self.env_id!r} can not be made ({error}): correct the id, or install "
-                "what it needs, e.g. with pip install 'diffrl_lightning[robotics]'."
+                f"Environment {self.env_id!r} can not be made ({error}): correct env_id or env_kwargs, "
+                "or install what it needs, e.g. with pip install 'diffrl_lightning[robotics]'."
             ) from error
         return flatten(env, observation_keys=self.observation_keys, goal_key=self.goal_key)
 
@@ -83,6 +84,8 @@ def layout(
     if isinstance(space, gym.spaces.Dict):
         names = list(space.spaces)
         keys = tuple(observation_keys or (["observation"] if "observation" in names else names))
+        if goal_key == "none":
+            return keys, None
         if goal_key is None and "desired_goal" in names and "desired_goal" not in keys:
             goal = space["desired_goal"]
             goal_key = "desired_goal" if isinstance(goal, gym.spaces.Box) else None

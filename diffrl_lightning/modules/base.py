@@ -111,8 +111,15 @@ class DiffusionModule(pl.LightningModule, ABC):
         checkpoint["noise_seed"] = self._noise_seed
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse another role's checkpoint, and go on with its noise."""
+        """Refuse another role's or another environment's checkpoint, and go on with its noise."""
         _check_role(checkpoint, type(self), "the checkpoint")
+        for name in ("observation_dim", "action_dim", "goal_dim"):
+            theirs, ours = (h.get(name) for h in (checkpoint["hyper_parameters"], self.hparams))
+            if theirs != ours:
+                raise InputError(
+                    f"The checkpoint was trained with {name}={theirs}, the data have {ours}: give "
+                    "the dataset that it was trained on."
+                )
         self._noise_seed = checkpoint["noise_seed"]
 
     @classmethod
@@ -150,7 +157,7 @@ def read_checkpoint(path: Any, map_location: Any = "cpu") -> dict[str, Any]:
         InputError: if there is no such file, or it is damaged, or it holds pickled objects.
     """
     try:
-        return torch.load(path, map_location=map_location, weights_only=True)
+        checkpoint = torch.load(path, map_location=map_location, weights_only=True)
     except FileNotFoundError:
         raise InputError(f"There is no checkpoint {path!r}: correct ckpt_path.") from None
     except Exception as error:  # torch raises many kinds on damaged files
@@ -162,6 +169,10 @@ def read_checkpoint(path: Any, map_location: Any = "cpu") -> dict[str, Any]:
         raise InputError(
             f"{path!r} is damaged or no checkpoint ({type(error).__name__}): use an earlier one."
         ) from error
+    needed = {"state_dict", "hyper_parameters"}
+    if not isinstance(checkpoint, dict) or not needed <= checkpoint.keys():
+        raise InputError(f"{path!r} is no checkpoint of this library: give one that it wrote.")
+    return checkpoint
 
 
 def _check_role(checkpoint: dict[str, Any], cls: type, name: str) -> None:

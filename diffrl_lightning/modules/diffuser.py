@@ -46,8 +46,8 @@ class Diffuser(DiffusionModule):
         num_train_timesteps: T.
         beta_schedule: noise schedule.
         prediction_type: what the network predicts.
-        clip_denoised: bound the estimate of the clean trajectory to the data's range, [-1, 1]; for
-            the limits and cdf normalisers.
+        clip_denoised: bound the estimate of the clean trajectory to the data's range, [-1, 1];
+            without effect on the gaussian normaliser, which has no such range.
         normalizer: of states and actions.
         goal_velocity: at the goal only the position is given and all else is ``free``, or all else is
             ``zero``, as the paper has it.
@@ -96,7 +96,7 @@ class Diffuser(DiffusionModule):
         self.observation_dim, self.action_dim = observation_dim, action_dim
         self.goal_dim, self.horizon, self.stride = goal_dim, horizon, stride
         self._goal_entries = goal_dim if goal_velocity == "free" else observation_dim
-        self.clip = 1.0 if clip_denoised else None
+        self.clip = 1.0 if clip_denoised and normalizer != "gaussian" else None
         self.diffusion = GaussianDiffusion(
             make_betas(beta_schedule, num_train_timesteps), prediction_type
         )
@@ -120,9 +120,10 @@ class Diffuser(DiffusionModule):
     loss_weight: Tensor
 
     def fit_normalizers(self, datamodule) -> None:  # noqa: ANN001, D102
-        arrays = datamodule.training_arrays()
-        self.observation_normalizer.fit(arrays["observations"])
-        self.action_normalizer.fit(arrays["actions"])
+        if self.goal_dim:
+            datamodule.check_goal_leads_state()
+        self.observation_normalizer.fit(*datamodule.training_rows("observations"))
+        self.action_normalizer.fit(*datamodule.training_rows("actions"))
 
     def compute_loss(self, batch: SequenceBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Weighted squared error of the denoised trajectory (eq. 5 of the paper's appendix)."""
@@ -189,7 +190,7 @@ class Diffuser(DiffusionModule):
     def make_policy(
         self,
         *,
-        execute: Execute = "states",
+        execute: Execute | None = None,
         replan_every: int | None = None,
         warm_start_steps: int = 0,
         sampler: Sampler = "ddim",
@@ -202,7 +203,8 @@ class Diffuser(DiffusionModule):
         """A policy that plans in N environments as one batch.
 
         Args:
-            execute: play the planned ``actions``, or track the planned ``states`` with a PD law.
+            execute: play the planned ``actions``, or track the planned ``states`` with a PD law,
+                for point masses; default: states where there is a goal, else actions.
             replan_every: environment steps between plans; None plans once, at the start.
             warm_start_steps: evaluations spent on a new plan that starts from the last; 0 is afresh.
             sampler: how to denoise.
@@ -212,6 +214,12 @@ class Diffuser(DiffusionModule):
             kp: gain of the PD law's position.
             kd: gain of the PD law's velocity.
         """
+        execute = execute or ("states" if self.goal_dim else "actions")
+        if execute == "states" and self.observation_dim != 2 * self.action_dim:
+            raise InputError(
+                "execute=states needs a state of positions and velocities, one pair for each action, "
+                f"not {self.observation_dim} entries for {self.action_dim}: use execute=actions."
+            )
         if sampler not in ("ddpm", "ddim", "dpmpp"):
             raise InputError(f"{sampler=} is unknown: choose ddpm, ddim or dpmpp.")
         inference_timesteps(self.diffusion.num_train_timesteps, num_inference_steps)

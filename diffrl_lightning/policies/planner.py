@@ -119,15 +119,20 @@ class PlannerPolicy:
             due |= self._age >= self.replan_every
         self.new_plans = None
         if due.any():
-            self._replan(observations, due)
+            # Those with a plan to start from apart from those without: so an episode does not
+            # depend on what its neighbours do.
+            warm = due & (self._age >= 0) & torch.tensor(self.warm_start)
+            groups = [mask.nonzero()[:, 0] for mask in (due & ~warm, warm) if mask.any()]
+            plans = [self._replan(observations, rows) for rows in groups]
+            self.new_plans = torch.cat(groups), torch.cat(plans)
         assert self._plan is not None
         action = self._track(observations) if self.execute == "states" else self._played()
         self._age += 1
         self._clock += 1
         return action
 
-    def _replan(self, observations: Tensor, due: Tensor) -> None:
-        rows = due.nonzero()[:, 0]
+    def _replan(self, observations: Tensor, rows: Tensor) -> Tensor:
+        """Plan for some environments; their planned states (M, H, O)."""
         chosen = observations[rows].to(self.device)
         goals = chosen[:, self.observation_dim :]
         plan = self.plan(
@@ -146,10 +151,10 @@ class PlannerPolicy:
         for kept, part in zip(self._plan, plan, strict=True):
             kept[rows] = part
         self._age[rows] = 0
-        self.new_plans = rows, plan.observations
+        return plan.observations
 
     def _previous(self, rows: Tensor) -> Plan | None:
-        """The last plans of these rows moved on to now; None if any of them has none."""
+        """The last plans of these rows moved on to now; None where they have none."""
         if not self.warm_start or self._plan is None or bool((self._age[rows] < 0).any()):
             return None
         horizon = self._plan.observations.shape[1]

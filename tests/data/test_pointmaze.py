@@ -8,6 +8,7 @@ import torch
 pytest.importorskip("gymnasium_robotics")
 
 from diffrl_lightning.data import SequenceData, pointmaze
+from diffrl_lightning.envs.make import EnvConfig
 from diffrl_lightning.types import InputError
 
 CORRIDOR = [[1, 1, 1, 1, 1, 1], [1, "g", 0, 0, 0, 1], [1, 1, 1, 1, 1, 1]]
@@ -77,6 +78,37 @@ def test_keywords_of_the_environment_reach_it():
     assert longer.unwrapped.maze.map_length == 5, "only the time limit is the other's"
 
 
+def test_keys_of_the_observation():
+    module = data("pointmaze/umaze", observation_keys=["observation", "desired_goal"])
+    assert (module.observation_dim, module.goal_dim) == (6, 0)
+    assert data("pointmaze/umaze", goal_key="none").goal_dim == 0
+    assert data("pointmaze/umaze", goal_key="none").make_env().reset(seed=0)[0].shape == (4,)
+
+
+def test_scores_of_other_rewards_are_not_used():
+    dense = {"maze_map": CORRIDOR, "reward_type": "dense"}
+    assert data("pointmaze/corridor", env_kwargs=dense, generate_steps=1500).ref_scores is None
+
+
+def test_an_existing_dataset_is_not_overwritten():
+    data("pointmaze/umaze")
+    with pytest.raises(InputError, match="already"):
+        pointmaze.generate("pointmaze/umaze", num_steps=1000)
+    with pytest.warns(UserWarning, match="not generate_steps = 7000"):
+        data("pointmaze/umaze", generate_steps=7000)
+
+
+def test_a_goal_elsewhere_in_the_state_is_refused():
+    data("pointmaze/umaze").check_goal_leads_state()
+    other = data("pointmaze/umaze")
+    other.goal_dim = 3
+    other.env_config = EnvConfig("FetchReach-v4")  # the gripper is the goal, and comes first
+    other.check_goal_leads_state()
+    other.env_config = EnvConfig("FetchPush-v4")  # the block is, and does not
+    with pytest.raises(InputError, match="observation_keys"):
+        other.check_goal_leads_state()
+
+
 def test_a_name_is_one_maze():
     data("pointmaze/corridor", env_kwargs={"maze_map": CORRIDOR}, generate_steps=1500)
     other = [CORRIDOR[0], [1, "g", 0, 0, 1, 1], CORRIDOR[2]]
@@ -101,8 +133,12 @@ def test_split_is_by_episode_and_repeatable():
     assert len(first.val_data) == steps[first.val_indices].sum()
     _, episode = first.val_data.starts(torch.arange(len(first.val_data)))
     assert set(episode.tolist()) == set(first.val_indices.tolist())
-    arrays = first.training_arrays()
-    assert len(arrays["actions"]) == len(first.train_data)
+    actions, rows = first.training_rows("actions")
+    assert rows.sum() == len(first.train_data)
+    expected = first.episodes.select(first.train_indices)
+    assert torch.equal(actions[rows], torch.from_numpy(expected.actions))
+    observations, rows = first.training_rows("observations")
+    assert torch.equal(observations[rows], torch.from_numpy(expected.observations))
 
 
 def test_environment_must_match(pendulum_file):

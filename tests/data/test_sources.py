@@ -49,6 +49,8 @@ def test_d4rl_next_observations_and_a_cut_off_file(tmp_path):
 
 def test_d4rl_without_timeouts_counts_to_a_thousand(tmp_path):
     path = write_d4rl(tmp_path / "a.hdf5", length=250, timeouts=None)
+    assert load(path).lengths.tolist() == [200] * 12 + [100], "the time limit of Pendulum-v1"
+    path = write_d4rl(tmp_path / "a.hdf5", length=250, timeouts=None, observation_dim=4)
     assert load(path).lengths.tolist() == [1000, 1000, 500]
     rewards = np.zeros((2500, 1), np.float32)
     path = write_d4rl(tmp_path / "b.hdf5", length=250, rewards=rewards)
@@ -80,6 +82,39 @@ def test_list_of_datasets(tmp_path):
     np.testing.assert_array_equal(data.episodes.rewards[300:], load(second).rewards)
 
 
+def write_npz(path, **arrays):
+    whole = {
+        "observations": np.zeros((10, 2)),
+        "actions": np.zeros((10, 1)),
+        "terminals": np.arange(10) == 9,
+    }
+    np.savez(path, **(whole | arrays))
+    return path
+
+
+def test_damaged_npz_is_refused(tmp_path):
+    path = write_npz(tmp_path / "a.npz")
+    content = bytearray(path.read_bytes())
+    content[200] ^= 255
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"damaged|not a readable"):
+        load(path)
+    with pytest.raises(InputError, match="without an action"):
+        load(write_npz(tmp_path / "b.npz", terminals=np.ones(10)))
+
+
+def test_validation_episodes_are_long_enough(tmp_path):
+    """Episodes that are shorter than a window are never all that is held out."""
+    timeouts = np.zeros(3600, bool)
+    timeouts[np.concatenate([np.arange(1, 11) * 300, 3000 + np.arange(1, 31) * 20]) - 1] = True
+    path = write_d4rl(tmp_path / "a.hdf5", episodes=36, timeouts=timeouts)
+    for seed in range(6):
+        data = SequenceData(str(path), horizon=64, seed=seed)
+        data.setup("fit")
+        assert len(data.val_data) == 2 * 237 if len(data.val_indices) == 2 else 237
+        assert len(data.train_indices) + len(data.val_indices) == 40
+
+
 def bad_hdf5(tmp_path):
     (tmp_path / "bad.hdf5").write_text("this is not HDF5")
     return tmp_path / "bad.hdf5"
@@ -92,6 +127,16 @@ def bad_hdf5(tmp_path):
         (bad_hdf5, "not a readable HDF5 file"),
         (lambda p: write_d4rl(p / "a.hdf5", actions=None), "no array 'actions'"),
         (lambda p: write_d4rl(p / "a.hdf5", rewards=np.zeros(9)), "unequal lengths"),
+        (lambda p: write_d4rl(p / "a.hdf5", timeouts=np.zeros(9, bool)), "unequal lengths"),
+        (lambda p: write_d4rl(p / "a.hdf5", next_observations=np.zeros((7, 3))), "unequal lengths"),
+        (lambda p: write_d4rl(p / "a.hdf5", next_observations=np.zeros((1000, 2))), "shaped like"),
+        (lambda p: write_d4rl(p / "a.hdf5", episodes=0), "no steps"),
+        (lambda p: write_d4rl(p / "a.hdf5", rewards=np.float32(1)), "one row a step"),
+        (lambda p: write_d4rl(p / "a.hdf5", rewards=np.array([b"a"] * 1000)), "must be numbers"),
+        (lambda p: write_npz(p / "a.npz", actions=np.zeros(10)), "one row a step"),
+        (lambda p: write_npz(p / "a.npz", terminals=np.float32(1)), "one row a step"),
+        (lambda p: write_npz(p / "a.npz", observations=np.zeros((10, 2, 2))), "one row a step"),
+        (lambda p: write_npz(p / "a.npz", actions=np.zeros((9, 1))), "unequal lengths"),
         (lambda p: "unknown/dataset-v0", "can not be downloaded"),
         (lambda p: "not a minari id!", "can not be downloaded"),
         (lambda p: "pointmaze/tiny", "no maze 'tiny'"),

@@ -135,3 +135,19 @@ def test_random_policy_depends_on_its_seed_alone():
     actions = policy.act(torch.zeros(3, 4))
     assert torch.equal(actions[0], actions[2])
     assert not torch.equal(actions[0], actions[1])
+
+
+class Planner(Fixed):
+    """Makes a plan at every step, for every environment."""
+
+    def act(self, observations):
+        n = len(observations)
+        self.new_plans = torch.arange(n), torch.zeros(n, 4, 4)
+        return super().act(observations)
+
+
+@pytest.mark.parametrize("num_envs", [1, 3, 7])
+def test_plans_and_decisions_of_idle_environments_do_not_count(num_envs):
+    result = evaluate(Planner(), vector(num_envs), list(range(100, 107)))
+    steps = sum(3 + s % 5 for s in range(100, 107))
+    assert sum(len(e.plans) for e in result.episodes) == steps == result.num_decisions

@@ -91,6 +91,9 @@ def test_bad_input(tmp_path):
         small().plan(torch.zeros(1, 4))
     with pytest.raises(InputError, match="between 1 and the 8 steps"):
         small().make_policy(num_inference_steps=9)
+    with pytest.raises(InputError, match="use execute=actions"):
+        small(observation_dim=11, action_dim=3, goal_dim=0).make_policy(execute="states")
+    assert small(normalizer="gaussian").clip is None
     data = SequenceData(str(write_d4rl(tmp_path / "a.hdf5", length=20)), horizon=32)
     data.prepare_data()
     with pytest.raises(InputError, match="longest episode has 20"):

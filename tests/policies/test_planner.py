@@ -82,6 +82,21 @@ def test_an_episode_that_begins_replans_alone_with_its_own_noise():
     assert policy.new_plans is None
 
 
+def test_a_neighbour_that_begins_does_not_take_a_warm_start_away():
+    plan = Recorder()
+    policy = PlannerPolicy(plan, observation_dim=4, replan_every=2, warm_start=True)
+    policy.reset(everyone(2), [0, 1])
+    for _ in range(2):
+        policy.act(observe(2))
+    policy.reset(torch.tensor([False, True]), [0, 5])
+    policy.act(observe(2))
+    cold, warm = plan.calls[1:]
+    assert cold["previous"] is None
+    assert cold["observations"][:, 0].tolist() == [1]
+    assert warm["previous"].actions.shape == (1, H, 1)
+    assert policy.new_plans[0].tolist() == [1, 0]
+
+
 def test_tracking_interpolates_between_planned_states_and_stops_at_the_end():
     def plan(observations, goals, *, generator, elapsed, previous):
         position = torch.arange(H).float()[None, :, None].repeat(1, 1, 2)
