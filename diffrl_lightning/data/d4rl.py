@@ -28,11 +28,14 @@ def _open(dataset: str) -> Iterator[h5py.File]:
     except OSError as error:
         raise InputError(f"{dataset!r} is not a readable HDF5 file: {error}.") from error
     with file:
-        arrays = {n: file[n] for n in (*_REQUIRED, *_OPTIONAL) if n in file}
-        for name, array in arrays.items():
-            if not isinstance(array, h5py.Dataset):
+        # No array stays open: each would keep a cache of its chunks.
+        found = {}
+        for name in (*_REQUIRED, *_OPTIONAL):
+            if name in file and not isinstance(file[name], h5py.Dataset):
                 raise InputError(f"{dataset!r} has a group {name!r} where an array belongs.")
-        check_arrays(dataset, {n: (a.shape, a.dtype) for n, a in arrays.items()}, _REQUIRED)
+            if name in file:
+                found[name] = (file[name].shape, file[name].dtype)
+        check_arrays(dataset, found, _REQUIRED)
         try:
             yield file
         except OSError as error:
