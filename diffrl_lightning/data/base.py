@@ -1,0 +1,260 @@
+"""The base of every datamodule: a dataset, its environment and its loaders."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from functools import cached_property
+from typing import Any, Literal
+
+import gymnasium as gym
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from gymnasium.vector import VectorEnv
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from diffrl_lightning.data import sources
+from diffrl_lightning.data.episodes import Episodes, concatenate
+from diffrl_lightning.data.sampler import BatchSampler
+from diffrl_lightning.envs.make import EnvConfig, layout, layout_dims
+from diffrl_lightning.types import InputError
+
+
+class OfflineData(pl.LightningDataModule, ABC):
+    """What all datamodules share: reading, splitting, loading, and the environment.
+
+    The constructor reads metadata only (a Minari dataset that is not on disk is downloaded for them);
+    ``prepare_data`` generates, ``setup`` loads.
+
+    Args:
+        dataset: what to train on: a Minari id, a D4RL file (.hdf5), an OGBench file (.npz), a PointMaze
+            to generate (``pointmaze/umaze``), or a list of these.
+        env_id: Gymnasium id of the evaluation environment, where the dataset does not name it.
+        env_kwargs: keywords of ``gymnasium.make``; a ``maze_map`` here is also the map of a PointMaze
+            to generate.
+        observation_keys: entries of a dictionary observation that make the state, in this order.
+        goal_key: entry of a dictionary observation that is the goal; default ``desired_goal`` where
+            there is one, "none" for no goal.
+        ref_scores: random and expert return for the normalised score, where the dataset has none.
+        batch_size: samples of a batch, on each device.
+        val_fraction: share of the episodes held out for validation.
+        generate_steps: steps of a dataset that is generated.
+        join_episodes: join episodes that continue physically into the next up to this many steps
+            (PointMaze); 0 leaves them apart.
+        seed: of the split and of the batches.
+        pin_memory: copy batches to page-locked memory, for CUDA.
+    """
+
+    def __init__(
+        self,
+        dataset: str | list[str],
+        env_id: str | None = None,
+        env_kwargs: dict[str, Any] | None = None,
+        observation_keys: list[str] | None = None,
+        goal_key: str | None = None,
+        ref_scores: tuple[float, float] | None = None,
+        batch_size: int = 64,
+        val_fraction: float = 0.05,
+        generate_steps: int = 100_000,
+        join_episodes: int = 0,
+        seed: int = 0,
+        pin_memory: bool = False,
+    ) -> None:
+        super().__init__()
+        if batch_size < 1:
+            raise InputError(f"{batch_size=} must be at least 1.")
+        if not 0 <= val_fraction < 1:
+            raise InputError(f"{val_fraction=} must lie in [0, 1).")
+        if ref_scores is not None and not ref_scores[0] < ref_scores[1]:
+            raise InputError(f"{ref_scores=} must be a lower and a higher return.")
+        self.datasets = sources.as_list(dataset)
+        self.batch_size, self.val_fraction, self.seed = batch_size, val_fraction, seed
+        self.join_episodes, self.pin_memory = join_episodes, pin_memory
+        self._ref_scores = ref_scores
+        self.horizon = self.stride = 1
+        self.options = sources.SourceOptions(
+            env_id=env_id,
+            env_kwargs=env_kwargs or {},
+            observation_keys=tuple(observation_keys) if observation_keys else None,
+            goal_key=goal_key,
+            num_steps=generate_steps,
+        )
+        infos = [sources.describe(name, self.options) for name in self.datasets]
+        dims = {(info.observation_dim, info.action_dim, info.goal_dim) for info in infos}
+        if len(dims) > 1:
+            raise InputError(f"The datasets of a list need equal dimensions, not {sorted(dims)}.")
+        self.observation_dim, self.action_dim, self.goal_dim = dims.pop()
+        self._env_id = env_id or infos[0].env_id
+        self._env_kwargs = infos[0].env_kwargs
+        self._check_env()
+        self.train_data: Dataset | None = None
+        self.val_data: Dataset | None = None
+        self.episodes: Episodes | None = None
+
+    @property
+    def ref_scores(self) -> tuple[float, float] | None:
+        """Random and expert return, or None where they are unknown."""
+        return self._ref_scores or sources.describe(self.datasets[0], self.options).ref_scores
+
+    @cached_property
+    def env_config(self) -> EnvConfig:
+        """How evaluation environments are built.
+
+        Raises:
+            InputError: if no environment is known.
+        """
+        if self._env_id is None:
+            raise InputError(
+                f"{self.datasets[0]!r} does not name its environment: give env_id, the Gymnasium id."
+            )
+        options = self.options
+        return EnvConfig(self._env_id, self._env_kwargs, options.observation_keys, options.goal_key)
+
+    def make_env(self, render_mode: str | None = None) -> gym.Env:
+        """One evaluation environment with flat observations."""
+        return self.env_config.make(render_mode)
+
+    def make_vector_env(self, num_envs: int, asynchronous: bool = False) -> VectorEnv:
+        """Several evaluation environments, which are not reset automatically."""
+        return self.env_config.make_vector(num_envs, asynchronous)
+
+    def prepare_data(self) -> None:
+        """Generate or download what is not on disk."""
+        for name in self.datasets:
+            sources.prepare(name, self.options)
+
+    def setup(self, stage: str) -> None:
+        """Read the arrays, once, and split them by episode."""
+        if self.train_data is not None:
+            return
+        episodes = concatenate([sources.load(name, self.options) for name in self.datasets])
+        if self.join_episodes:
+            episodes = episodes.joined(self.join_episodes)
+        self.episodes = episodes
+        self.train_indices, self.val_indices = self._split(self.usable(episodes))
+        self.train_data = self.make_dataset(episodes, self.train_indices)
+        self.val_data = self.make_dataset(episodes, self.val_indices)
+
+    def usable(self, episodes: Episodes) -> np.ndarray:
+        """Which episodes (E,) bool a dataset of them can draw from."""
+        return np.ones(len(episodes), bool)
+
+    @abstractmethod
+    def make_dataset(self, episodes: Episodes, which: np.ndarray) -> Dataset:
+        """The dataset whose items make batches, of these of the episodes."""
+
+    def training_rows(self, name: Literal["observations", "actions"]) -> tuple[Tensor, Tensor]:
+        """An array of all episodes (M, D), and which of its rows (M,) are of training episodes."""
+        assert self.episodes is not None
+        counts = self.episodes.lengths + (name == "observations")
+        train = np.isin(np.arange(len(self.episodes)), self.train_indices)
+        rows = torch.from_numpy(np.repeat(train, counts))
+        return torch.from_numpy(getattr(self.episodes, name)), rows
+
+    def check_goal_leads_state(self) -> None:
+        """Refuse an environment whose goal is not about the first entries of the state.
+
+        Raises:
+            InputError: naming the keys that would do.
+        """
+        env = self.make_env()
+        flat, _ = env.reset(seed=0)
+        achieved = env.unwrapped.observation_space["achieved_goal"].shape  # type: ignore[index]
+        stated, _ = env.unwrapped.reset(seed=0)
+        env.close()
+        found = np.ravel(stated["achieved_goal"])
+        if achieved != (self.goal_dim,) or not np.allclose(flat[: self.goal_dim], found):
+            raise InputError(
+                f"The goal of {self._env_id!r} is not about the first {self.goal_dim} entries of its "
+                "state: put them there with observation_keys [achieved_goal, observation]."
+            )
+
+    def train_dataloader(self) -> DataLoader:
+        """Batches that are a function of the seed and of their number."""
+        trainer = self.trainer
+        loop = trainer.fit_loop.epoch_loop if trainer is not None else None
+        return self._loader(
+            self.train_data,
+            BatchSampler(
+                len(self.train_data),  # type: ignore[arg-type]
+                batch_size=self.batch_size,
+                seed=self.seed,
+                num_replicas=trainer.world_size if trainer is not None else 1,
+                rank=trainer.global_rank if trainer is not None else 0,
+                position=lambda: loop.batch_progress.total.ready if loop is not None else 0,
+            ),
+        )
+
+    def val_dataloader(self) -> DataLoader:
+        """One pass over the held-out episodes, in a fixed random order."""
+        trainer = self.trainer
+        sampler = BatchSampler(
+            len(self.val_data),  # type: ignore[arg-type]
+            batch_size=self.batch_size,
+            seed=self.seed,
+            num_replicas=trainer.world_size if trainer is not None else 1,
+            rank=trainer.global_rank if trainer is not None else 0,
+        )
+        return self._loader(self.val_data, sampler)
+
+    def test_dataloader(self) -> DataLoader:
+        """A single token: tests are rollouts."""
+        return DataLoader([0])  # type: ignore[arg-type]
+
+    def _loader(self, dataset: Any, sampler: BatchSampler) -> DataLoader:
+        # Batches come whole from the dataset; a generator of its own keeps the loader from drawing
+        # a seed out of torch's global one at every epoch.
+        return _Loader(
+            dataset,
+            sampler=sampler,
+            batch_size=None,
+            collate_fn=_identity,
+            pin_memory=self.pin_memory,
+            generator=torch.Generator().manual_seed(self.seed),
+        )
+
+    def _split(self, usable: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Indices of the training and of the validation episodes, the latter of the usable ones."""
+        order = np.random.default_rng(self.seed).permutation(np.flatnonzero(usable))
+        num_val = round(len(order) * self.val_fraction)
+        if self.val_fraction and not num_val:
+            num_val = 1
+        everything = np.arange(len(usable))
+        if not num_val or num_val >= len(order):  # validation then watches the training data
+            return everything, everything
+        val = np.sort(order[:num_val])
+        return np.setdiff1d(everything, val), val
+
+    def _check_env(self) -> None:
+        """Refuse an environment whose spaces are not those of the dataset."""
+        if self._env_id is None:
+            return
+        env = self.make_env().unwrapped
+        keys, goal_key = layout(
+            env.observation_space, self.options.observation_keys, self.options.goal_key
+        )
+        observation_dim, goal_dim = layout_dims(env.observation_space, keys, goal_key)
+        found = (observation_dim, int(np.prod(env.action_space.shape or ())))
+        env.close()
+        if found != (self.observation_dim, self.action_dim):
+            raise InputError(
+                f"Dataset and environment do not match: {self.datasets[0]!r} has observations of "
+                f"{self.observation_dim} and actions of {self.action_dim} dimensions, "
+                f"{self._env_id!r} has {found[0]} and {found[1]}; correct env_id or dataset."
+            )
+        self.goal_dim = goal_dim
+
+
+class _Loader(DataLoader):
+    """A loader that Lightning knows it can resume: the sampler asks the loop for its position."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
+
+
+def _identity(batch: Any) -> Any:
+    return batch
