@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import logging
+import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pickle import UnpicklingError
 from typing import Any
 
 import lightning.pytorch as pl
@@ -14,7 +18,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from diffrl_lightning.callbacks import Rollout
 from diffrl_lightning.modules import DiffusionModule
 from diffrl_lightning.modules.base import ROLE_KEY, read_checkpoint
-from diffrl_lightning.types import InputError, exit_on_bad_input
+from diffrl_lightning.types import InputError
 
 _LINKS = ("observation_dim", "action_dim", "goal_dim", "horizon", "stride")
 _CKPT_WORDS = ("best", "last", "hpc")
@@ -82,6 +86,26 @@ class DiffRLCLI(LightningCLI):
         self.config = self.parser.parse_object(
             {self.config.subcommand: {"model": model}}, self.config
         )
+
+
+@contextmanager
+def exit_on_bad_input(name: str = "diffrl") -> Iterator[None]:
+    """End the program with one sentence and exit code 2 where the input is bad."""
+    try:
+        yield
+    except (ValueError, UnpicklingError) as error:
+        cause: BaseException | None = error  # the parser wraps what constructors raise
+        while cause is not None and not isinstance(cause, InputError | UnpicklingError):
+            cause = cause.__cause__ or cause.__context__
+        if cause is None:
+            raise
+        if isinstance(cause, UnpicklingError):
+            cause = InputError(
+                "The checkpoint holds pickled objects, which could run code and are not loaded: use "
+                "a checkpoint that this library wrote."
+            )
+        print(f"{name}: error: {cause}", file=sys.stderr)
+        sys.exit(2)
 
 
 def main(args: Any = None) -> None:

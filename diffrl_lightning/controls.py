@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from diffrl_lightning.callbacks.rollout import roll_out
+from diffrl_lightning.cli import exit_on_bad_input
 from diffrl_lightning.data import SequenceData
 from diffrl_lightning.envs.evaluate import RandomPolicy
 from diffrl_lightning.envs.pointmaze import Maze, WaypointPolicy
 from diffrl_lightning.policies.planner import Plan, PlanFn, PlannerPolicy
-from diffrl_lightning.types import Generators, InputError, Policy, exit_on_bad_input
+from diffrl_lightning.types import Generators, InputError, Policy
 
 _COLUMNS = ("return_mean", "return_sem", "normalized_score", "success_rate", "wall_free_rate")
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from pickle import UnpicklingError
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypedDict
 
 import torch
@@ -23,26 +20,6 @@ Generators = torch.Generator | Sequence[torch.Generator] | None
 
 class InputError(ValueError):
     """Input that a user can mend: its message is one sentence that names the fix."""
-
-
-@contextmanager
-def exit_on_bad_input(name: str = "diffrl") -> Iterator[None]:
-    """End the program with one sentence and exit code 2 where the input is bad."""
-    try:
-        yield
-    except (ValueError, UnpicklingError) as error:
-        cause: BaseException | None = error  # the parser wraps what constructors raise
-        while cause is not None and not isinstance(cause, InputError | UnpicklingError):
-            cause = cause.__cause__ or cause.__context__
-        if cause is None:
-            raise
-        if isinstance(cause, UnpicklingError):
-            cause = InputError(
-                "The checkpoint holds pickled objects, which could run code and are not loaded: use "
-                "a checkpoint that this library wrote."
-            )
-        print(f"{name}: error: {cause}", file=sys.stderr)
-        sys.exit(2)
 
 
 class TransitionBatch(TypedDict):
@@ -98,17 +75,3 @@ class EnvSource(Protocol):
 
     def make_vector_env(self, num_envs: int, asynchronous: bool = False) -> Any:
         """A ``gymnasium.vector.VectorEnv`` of evaluation environments, autoreset disabled."""
-
-
-def randn(shape: Sequence[int], *, generator: Generators = None, like: Tensor) -> Tensor:
-    """Standard normal noise of a shape (B, *S) on the device and in the dtype of ``like``.
-
-    With one generator for each row, a row's noise does not depend on which rows it shares the
-    batch with: an episode then unfolds alike however environments are grouped.
-    """
-    if generator is None or isinstance(generator, torch.Generator):
-        return torch.randn(*shape, generator=generator, device=like.device, dtype=like.dtype)
-    if len(generator) != shape[0]:
-        raise InputError(f"{len(generator)} generators for a batch of {shape[0]}: give one a row.")
-    rows = [torch.randn(*shape[1:], generator=g, device=g.device) for g in generator]
-    return torch.stack(rows).to(like)

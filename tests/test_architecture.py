@@ -27,7 +27,8 @@ ALLOWED = {
     "modules": TORCH | {"diffusion", "nets", "policies", "normalizers"},
     "callbacks": TORCH | {"policies", "metrics", "envs"},
     "cli": TORCH | {"modules", "data", "callbacks"},
-    "controls": TORCH | {"policies", "data", "callbacks", "envs"},
+    "controls": TORCH | {"policies", "data", "callbacks", "envs", "cli"},
+    "generate": {"data", "cli"},
     "__init__": TORCH | {"modules", "data", "callbacks"},
     "__main__": {"cli"},
 }

@@ -21,8 +21,8 @@ from diffrl_lightning.envs.pointmaze import GOAL_RADIUS, Maze
 class PlanFigure(pl.Callback):
     """After each rollout, writes a picture of its first plans to TensorBoard and as a PNG.
 
-    The dotted line is the plan, coloured from its first step to its last; the thin line is the
-    path that the agent took. Draws nothing where the environment has no maze or the policy no plans.
+    The line with dots is the plan, coloured from its first step to its last; the thin line is
+    the path that the agent took. Without a maze or without plans nothing is drawn.
 
     Args:
         num_plans: panels of the picture.

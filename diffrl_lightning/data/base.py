@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any, Literal
 
@@ -95,7 +96,9 @@ class OfflineData(pl.LightningDataModule, ABC):
     @property
     def ref_scores(self) -> tuple[float, float] | None:
         """Random and expert return, or None where they are unknown."""
-        return self._ref_scores or sources.describe(self.datasets[0], self.options).ref_scores
+        if self._ref_scores is None:  # a dataset that is generated has them only then
+            self._ref_scores = sources.describe(self.datasets[0], self.options).ref_scores
+        return self._ref_scores
 
     @cached_property
     def env_config(self) -> EnvConfig:
@@ -160,11 +163,12 @@ class OfflineData(pl.LightningDataModule, ABC):
         """
         env = self.make_env()
         flat, _ = env.reset(seed=0)
-        achieved = env.unwrapped.observation_space["achieved_goal"].shape  # type: ignore[index]
         stated, _ = env.unwrapped.reset(seed=0)
         env.close()
-        found = np.ravel(stated["achieved_goal"])
-        if achieved != (self.goal_dim,) or not np.allclose(flat[: self.goal_dim], found):
+        if "achieved_goal" not in stated:  # the environment does not say what its goal is about
+            return
+        achieved = np.ravel(stated["achieved_goal"])
+        if len(achieved) != self.goal_dim or not np.allclose(flat[: self.goal_dim], achieved):
             raise InputError(
                 f"The goal of {self._env_id!r} is not about the first {self.goal_dim} entries of its "
                 "state: put them there with observation_keys [achieved_goal, observation]."
@@ -173,36 +177,28 @@ class OfflineData(pl.LightningDataModule, ABC):
     def train_dataloader(self) -> DataLoader:
         """Batches that are a function of the seed and of their number."""
         trainer = self.trainer
-        loop = trainer.fit_loop.epoch_loop if trainer is not None else None
-        return self._loader(
-            self.train_data,
-            BatchSampler(
-                len(self.train_data),  # type: ignore[arg-type]
-                batch_size=self.batch_size,
-                seed=self.seed,
-                num_replicas=trainer.world_size if trainer is not None else 1,
-                rank=trainer.global_rank if trainer is not None else 0,
-                position=lambda: loop.batch_progress.total.ready if loop is not None else 0,
-            ),
-        )
+        if trainer is None:
+            return self._loader(self.train_data)
+        progress = trainer.fit_loop.epoch_loop.batch_progress
+        return self._loader(self.train_data, position=lambda: progress.total.ready)
 
     def val_dataloader(self) -> DataLoader:
         """One pass over the held-out episodes, in a fixed random order."""
-        trainer = self.trainer
-        sampler = BatchSampler(
-            len(self.val_data),  # type: ignore[arg-type]
-            batch_size=self.batch_size,
-            seed=self.seed,
-            num_replicas=trainer.world_size if trainer is not None else 1,
-            rank=trainer.global_rank if trainer is not None else 0,
-        )
-        return self._loader(self.val_data, sampler)
+        return self._loader(self.val_data)
 
     def test_dataloader(self) -> DataLoader:
         """A single token: tests are rollouts."""
         return DataLoader([0])  # type: ignore[arg-type]
 
-    def _loader(self, dataset: Any, sampler: BatchSampler) -> DataLoader:
+    def _loader(self, dataset: Any, position: Callable[[], int] = lambda: 0) -> DataLoader:
+        sampler = BatchSampler(
+            len(dataset),
+            batch_size=self.batch_size,
+            seed=self.seed,
+            num_replicas=self.trainer.world_size if self.trainer else 1,
+            rank=self.trainer.global_rank if self.trainer else 0,
+            position=position,
+        )
         # Batches come whole from the dataset; a generator of its own keeps the loader from drawing
         # a seed out of torch's global one at every epoch.
         return _Loader(

@@ -58,11 +58,9 @@ class Episodes:
             raise InputError("The dataset holds no steps.")
         for name in ("observations", "actions", "rewards"):
             # A sum is NaN or infinite as soon as one entry is, and needs no second array.
-            total = np.sum(getattr(self, name), dtype=np.float64)
-            if not np.isfinite(total):
-                rows = ~np.isfinite(getattr(self, name)).reshape(len(getattr(self, name)), -1).all(
-                    1
-                )
+            array = getattr(self, name)
+            if not np.isfinite(np.sum(array, dtype=np.float64)):
+                rows = ~np.isfinite(array.reshape(len(array), -1)).all(1)
                 raise InputError(
                     f"The dataset's {name} hold NaN or infinite values in {rows.sum()} rows, the "
                     f"first is row {rows.argmax()}: remove those episodes."
@@ -80,11 +78,6 @@ class Episodes:
     def lengths(self) -> np.ndarray:
         """Steps of each episode (E,)."""
         return np.diff(self.offsets)
-
-    @property
-    def episode_of_step(self) -> np.ndarray:
-        """Index of the episode of each step (N,)."""
-        return np.repeat(np.arange(len(self)), self.lengths)
 
     @property
     def returns(self) -> np.ndarray:
@@ -105,23 +98,6 @@ class Episodes:
             running[:alive] = self.rewards[rows] + discount * running[:alive]
             result[rows] = running[:alive]
         return result.astype(np.float32)
-
-    def select(self, indices: Sequence[int] | np.ndarray) -> Episodes:
-        """The episodes of these indices, in this order."""
-        indices = np.asarray(indices, np.int64)
-        lengths = self.lengths[indices]
-        steps = _ranges(self.offsets[indices], lengths)
-        rows = _ranges(self.offsets[indices] + indices, lengths + 1)
-        return Episodes(
-            observations=self.observations[rows],
-            actions=self.actions[steps],
-            rewards=self.rewards[steps],
-            terminations=self.terminations[steps],
-            truncations=self.truncations[steps],
-            offsets=np.concatenate([[0], np.cumsum(lengths)]),
-            final_observed=self.final_observed[indices],
-            goals=None if self.goals is None else self.goals[indices],
-        )
 
     def joined(self, max_steps: int) -> Episodes:
         """Join episodes that were cut where the next begins in the same state.
@@ -178,9 +154,3 @@ def concatenate(parts: Sequence[Episodes]) -> Episodes:
         goals=np.concatenate(goals) if len(goals) == len(parts) else None,
         **arrays,
     )
-
-
-def _ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """Concatenation of ``arange(start, start + length)`` for each pair."""
-    shift = np.repeat(starts - np.concatenate([[0], np.cumsum(lengths)[:-1]]), lengths)
-    return np.arange(lengths.sum()) + shift

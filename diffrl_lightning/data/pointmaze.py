@@ -33,7 +33,7 @@ from diffrl_lightning.envs.pointmaze import (
     WaypointPolicy,
     evaluation_kwargs,
 )
-from diffrl_lightning.types import InputError, exit_on_bad_input
+from diffrl_lightning.types import InputError
 
 _NAMESPACE = "pointmaze/"
 _STREAM_STEPS = 5_000  # the agent is put elsewhere after so many steps
@@ -281,10 +281,3 @@ def _buffer(
         terminations=np.zeros(n, bool),  # type: ignore[arg-type]
         truncations=last,  # type: ignore[arg-type]
     )
-
-
-if __name__ == "__main__":
-    from jsonargparse import auto_cli
-
-    with exit_on_bad_input():
-        auto_cli(generate, as_positional=False)

@@ -3,6 +3,7 @@
 from diffrl_lightning.diffusion.constraints import Inpaint, inpaint
 from diffrl_lightning.diffusion.gaussian import GaussianDiffusion, PredictionType
 from diffrl_lightning.diffusion.guidance import classifier_free, compose, value_guided
+from diffrl_lightning.diffusion.noise import randn
 from diffrl_lightning.diffusion.samplers import (
     ddim_sample,
     ddpm_sample,
@@ -32,6 +33,7 @@ __all__ = [
     "inpaint",
     "linear_betas",
     "make_betas",
+    "randn",
     "value_guided",
     "vp_betas",
 ]

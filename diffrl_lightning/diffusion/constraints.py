@@ -15,7 +15,7 @@ class Inpaint:
     """Overwrites the entries of a sample where ``mask`` is True.
 
     It is applied to the noised sample before the network, to its estimate of x0 before the loss,
-    to x_T, after every guidance step and after every denoising step (Janner et al. 2022, sec. 3.3).
+    to x_T, after every guidance step and after every denoising step (Janner et al. 2022).
 
     Args:
         values: (B, *S), of which only the masked entries are read.

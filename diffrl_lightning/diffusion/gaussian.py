@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from diffrl_lightning.diffusion.constraints import Inpaint
-from diffrl_lightning.types import DenoiseFn, Generators, InputError, randn
+from diffrl_lightning.diffusion.noise import randint, randn
+from diffrl_lightning.types import DenoiseFn, Generators, InputError
 
 PredictionType = Literal["eps", "x0", "v"]
 
@@ -140,7 +141,7 @@ class GaussianDiffusion(nn.Module):
                 x0-prediction that is the same as overwriting them in its output).
             generator: source of the steps and the noise.
         """
-        t = _randint(self.num_train_timesteps, x0, generator)
+        t = randint(self.num_train_timesteps, x0, generator)
         eps = randn(x0.shape, generator=generator, like=x0)
         xt = self.add_noise(x0, eps, t)
         if constraint is not None:
@@ -151,10 +152,3 @@ class GaussianDiffusion(nn.Module):
         if constraint is not None:
             error = error.masked_fill(constraint.mask, 0.0)
         return error.flatten(1).mean(1)
-
-
-def _randint(high: int, like: Tensor, generator: Generators) -> Tensor:
-    if generator is None or isinstance(generator, torch.Generator):
-        return torch.randint(high, like.shape[:1], device=like.device, generator=generator)
-    rows = [torch.randint(high, (), device=g.device, generator=g) for g in generator]
-    return torch.stack(rows).to(like.device)

@@ -28,7 +28,7 @@ def classifier_free(
 def compose(
     denoise_null: DenoiseFn, denoise_conds: Sequence[DenoiseFn], weights: Sequence[float]
 ) -> DenoiseFn:
-    """Several conditions at once: ``null + sum_k w_k (cond_k - null)`` (Liu et al. 2022, eq. 11).
+    """Several conditions at once: ``null + sum_k w_k (cond_k - null)`` (Liu et al. 2022).
 
     A negative weight is NOT. Linear in the prediction, so it holds for eps, x0 and v alike.
 

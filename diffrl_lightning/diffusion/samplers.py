@@ -25,7 +25,8 @@ import torch
 from torch import Tensor
 
 from diffrl_lightning.diffusion.gaussian import GaussianDiffusion
-from diffrl_lightning.types import Constraint, DenoiseFn, Generators, InputError, randn
+from diffrl_lightning.diffusion.noise import randn
+from diffrl_lightning.types import Constraint, DenoiseFn, Generators, InputError
 
 PreStep = Callable[[Tensor, Tensor], Tensor]
 _Update = Callable[[Tensor, Tensor, int, int], Tensor]  # x_t, estimate of x0, t, s -> x_s

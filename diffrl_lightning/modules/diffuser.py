@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -19,12 +19,13 @@ from diffrl_lightning.diffusion import (
     inference_timesteps,
     inpaint,
     make_betas,
+    randn,
 )
 from diffrl_lightning.modules.base import DiffusionModule
 from diffrl_lightning.nets import EMA, TemporalUnet, check_horizon
 from diffrl_lightning.normalizers import NormalizerKind, make_normalizer
 from diffrl_lightning.policies.planner import Execute, Plan, PlannerPolicy
-from diffrl_lightning.types import Generators, InputError, SequenceBatch, randn
+from diffrl_lightning.types import Generators, InputError, SequenceBatch
 
 Sampler = Literal["ddpm", "ddim", "dpmpp"]
 
@@ -63,6 +64,9 @@ class Diffuser(DiffusionModule):
     Raises:
         InputError: if the horizon does not divide, or an argument is unknown.
     """
+
+    known: Tensor  # (H, A + O) bool, the entries that are given
+    loss_weight: Tensor  # (H, A + O)
 
     def __init__(
         self,
@@ -116,17 +120,15 @@ class Diffuser(DiffusionModule):
         weight[0, :action_dim] = action_weight
         self.register_buffer("loss_weight", weight, persistent=False)
 
-    known: Tensor
-    loss_weight: Tensor
-
-    def fit_normalizers(self, datamodule) -> None:  # noqa: ANN001, D102
+    def fit_normalizers(self, datamodule: Any) -> None:
+        """Take the statistics of the training episodes' states and actions."""
         if self.goal_dim:
             datamodule.check_goal_leads_state()
         self.observation_normalizer.fit(*datamodule.training_rows("observations"))
         self.action_normalizer.fit(*datamodule.training_rows("actions"))
 
     def compute_loss(self, batch: SequenceBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Weighted squared error of the denoised trajectory (eq. 5 of the paper's appendix)."""
+        """Weighted squared error of the denoised trajectory."""
         x0 = self._join(batch["actions"], batch["observations"])
         loss = self.diffusion.loss(
             self.denoiser, x0, weight=self.loss_weight, constraint=inpaint(x0, self.known)

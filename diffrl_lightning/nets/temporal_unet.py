@@ -1,4 +1,4 @@
-"""The temporal U-Net of Diffuser (Janner et al. 2022, appendix C)."""
+"""The temporal U-Net of Diffuser (Janner et al. 2022)."""
 
 from __future__ import annotations
 

@@ -170,7 +170,7 @@ class PlannerPolicy:
         return actions[torch.arange(len(actions)), step.clamp_max(actions.shape[1] - 1)]
 
     def _track(self, observations: Tensor) -> Tensor:
-        """PD law towards the planned state one environment step ahead."""
+        """PD law towards the planned state ``lookahead`` environment steps ahead."""
         assert self._plan is not None
         states = self._plan.observations
         rows, last = torch.arange(len(states)), states.shape[1] - 1

@@ -37,17 +37,16 @@ def test_returns_and_returns_to_go_by_hand():
     np.testing.assert_allclose(episodes.returns_to_go(0.9), expected, rtol=1e-6)
 
 
-def test_select_and_concatenate():
-    episodes = make()
-    picked = episodes.select([2, 0])
-    assert picked.lengths.tolist() == [2, 3]
-    assert picked.actions[:, 0].tolist() == [8, 9, 0, 1, 2]
-    assert picked.observations[:, 0].tolist() == [20, 22, 24, 0, 2, 4, 6]
-    again = concatenate([episodes.select([i]) for i in range(3)])
-    for name in ("observations", "actions", "rewards", "offsets", "truncations"):
-        np.testing.assert_array_equal(getattr(again, name), getattr(episodes, name))
+def test_concatenate():
+    first, second = make((3, 5)), make((2,))
+    both = concatenate([first, second])
+    assert both.lengths.tolist() == [3, 5, 2]
+    assert both.truncations.nonzero()[0].tolist() == [2, 7, 9]
+    for name in ("observations", "actions", "rewards"):
+        parts = [getattr(first, name), getattr(second, name)]
+        np.testing.assert_array_equal(getattr(both, name), np.concatenate(parts))
     with pytest.raises(InputError, match="equal dimensions"):
-        concatenate([episodes, make(observation_dim=3)])
+        concatenate([first, make(observation_dim=3)])
 
 
 def test_joining_continuous_episodes():

@@ -135,10 +135,14 @@ def test_split_is_by_episode_and_repeatable():
     assert set(episode.tolist()) == set(first.val_indices.tolist())
     actions, rows = first.training_rows("actions")
     assert rows.sum() == len(first.train_data)
-    expected = first.episodes.select(first.train_indices)
-    assert torch.equal(actions[rows], torch.from_numpy(expected.actions))
+    starts, ends = first.episodes.offsets[:-1], first.episodes.offsets[1:]
+    expected = [first.episodes.actions[starts[e] : ends[e]] for e in first.train_indices]
+    assert torch.equal(actions[rows], torch.from_numpy(np.concatenate(expected)))
     observations, rows = first.training_rows("observations")
-    assert torch.equal(observations[rows], torch.from_numpy(expected.observations))
+    expected = [
+        first.episodes.observations[starts[e] + e : ends[e] + e + 1] for e in first.train_indices
+    ]
+    assert torch.equal(observations[rows], torch.from_numpy(np.concatenate(expected)))
 
 
 def test_environment_must_match(pendulum_file):

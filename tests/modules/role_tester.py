@@ -6,17 +6,22 @@ import torch
 from diffrl_lightning.modules import DiffusionModule
 
 
-def check_role(module, datamodule, tmp_path, *, acts=True):
-    """Fit, save, reload, act: the same for every role."""
-    trainer = pl.Trainer(
+def quiet_trainer(tmp_path, **options):
+    """A trainer on the CPU that writes and prints nothing by itself."""
+    return pl.Trainer(
         accelerator="cpu",
-        max_steps=2,
         default_root_dir=tmp_path,
         logger=False,
-        limit_val_batches=1,
+        enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
+        **options,
     )
+
+
+def check_role(module, datamodule, tmp_path, *, acts=True):
+    """Fit, save, reload, act: the same for every role."""
+    trainer = quiet_trainer(tmp_path, max_steps=2, limit_val_batches=1)
     trainer.fit(module, datamodule=datamodule)
     batch = next(iter(datamodule.train_dataloader()))
     loss_falls_on_one_batch(module, batch)

@@ -1,6 +1,5 @@
 """Diffuser: conditions, plans, and what every role must do."""
 
-import lightning.pytorch as pl
 import pytest
 import torch
 from conftest import write_d4rl
@@ -8,7 +7,7 @@ from conftest import write_d4rl
 from diffrl_lightning import Diffuser, SequenceData
 from diffrl_lightning.policies.planner import Plan
 from diffrl_lightning.types import InputError
-from modules.role_tester import check_role, policy_is_deterministic_by_seed
+from modules.role_tester import check_role, policy_is_deterministic_by_seed, quiet_trainer
 
 SMALL = {"dim": 8, "dim_mults": (1, 2), "num_train_timesteps": 8, "horizon": 8}
 
@@ -104,17 +103,7 @@ def test_bad_input(tmp_path):
 def test_the_average_counts_optimiser_steps_from_one(tmp_path, pendulum_file, ema_start):
     """Up to ``ema_start`` it is a copy; the step after, and only then, it lags."""
     module = small(observation_dim=3, action_dim=1, goal_dim=0, ema_start=ema_start)
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        max_steps=4,
-        accumulate_grad_batches=2,
-        logger=False,
-        enable_checkpointing=False,
-        limit_val_batches=0,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=tmp_path,
-    )
+    trainer = quiet_trainer(tmp_path, max_steps=4, accumulate_grad_batches=2, limit_val_batches=0)
     trainer.fit(module, datamodule=SequenceData(str(pendulum_file), horizon=8))
     pairs = zip(module.ema.net.parameters(), module.denoiser.parameters(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs) == (ema_start == 4)
