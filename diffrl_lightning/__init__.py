@@ -5,17 +5,19 @@ All classes that a configuration may name are here, so that YAML says ``class_pa
 
 from diffrl_lightning.callbacks import PlanFigure, Rollout
 from diffrl_lightning.data import SequenceData, TransitionData
-from diffrl_lightning.modules import Diffuser, DiffusionModule
+from diffrl_lightning.modules import DecisionDiffuser, Diffuser, DiffusionModule, TrajectoryValue
 from diffrl_lightning.types import InputError
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "DecisionDiffuser",
     "Diffuser",
     "DiffusionModule",
     "InputError",
     "PlanFigure",
     "Rollout",
     "SequenceData",
+    "TrajectoryValue",
     "TransitionData",
 ]

@@ -20,7 +20,7 @@ from diffrl_lightning.modules import DiffusionModule
 from diffrl_lightning.modules.base import ROLE_KEY, read_checkpoint
 from diffrl_lightning.types import InputError
 
-_LINKS = ("observation_dim", "action_dim", "goal_dim", "horizon", "stride")
+_LINKS = ("observation_dim", "action_dim", "goal_dim", "horizon", "stride", "num_origins")
 _CKPT_WORDS = ("best", "last", "hpc")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -172,3 +172,33 @@ def make_normalizer(kind: NormalizerKind, dim: int) -> Normalizer:
     if kind not in kinds:
         raise InputError(f"normalizer={kind!r} is unknown: choose one of {', '.join(kinds)}.")
     return kinds[kind](dim)
+
+
+class TrajectoryNormalizer(nn.Module):
+    """Trajectories (B, H, A + O), actions first, made of actions and states and split again.
+
+    Args:
+        kind: of the normalisers.
+        observation_dim: O.
+        action_dim: A.
+    """
+
+    def __init__(self, kind: NormalizerKind, observation_dim: int, action_dim: int) -> None:
+        super().__init__()
+        self.actions = make_normalizer(kind, action_dim)
+        self.observations = make_normalizer(kind, observation_dim)
+
+    def fit(self, datamodule: Any) -> None:
+        """Take the statistics of the training episodes."""
+        self.actions.fit(*datamodule.training_rows("actions"))
+        self.observations.fit(*datamodule.training_rows("observations"))
+
+    def join(self, actions: Tensor, observations: Tensor) -> Tensor:
+        """(..., A) and (..., O) in environment units -> (..., A + O) normalised."""
+        parts = self.actions.normalize(actions), self.observations.normalize(observations)
+        return torch.cat(parts, -1)
+
+    def split(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(..., A + O) normalised -> (..., A) and (..., O) in environment units."""
+        actions, observations = x.split([self.actions.dim, self.observations.dim], -1)
+        return self.actions.unnormalize(actions), self.observations.unnormalize(observations)

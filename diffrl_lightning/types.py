@@ -11,6 +11,9 @@ from torch import Tensor
 DenoiseFn = Callable[[Tensor, Tensor], Tensor]
 """A denoising network with its conditions bound: ``xt (B, *S), t (B,) -> prediction (B, *S)``."""
 
+ValueFn = Callable[[Tensor, Tensor], Tensor]
+"""Values of noised trajectories: ``xt (B, H, D), t (B,) -> (B,)``; t = -1 is the clean trajectory."""
+
 Constraint = Callable[[Tensor], Tensor]
 """Overwrites the known entries of a sample: ``(B, *S) -> (B, *S)``."""
 
@@ -39,6 +42,7 @@ class SequenceBatch(TypedDict):
     actions: Tensor  # (B, H, A)
     rewards: Tensor  # (B, H)
     returns: Tensor  # (B,) discounted return from the window's first step to the episode's end
+    origins: Tensor  # (B,) long, which dataset of a list the window is from
     mask: Tensor  # (B, H) bool, False on padded steps
 
 

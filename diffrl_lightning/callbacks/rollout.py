@@ -73,6 +73,8 @@ class Rollout(pl.Callback):
             if source is None:
                 raise InputError("Rollout takes its environments from a datamodule: pass one.")
             source.make_env().close()
+        elif not self.policy_kwargs:  # nothing is rolled out
+            return
         try:
             pl_module.make_policy(**self.policy_kwargs)  # type: ignore[operator]
         except TypeError as error:

@@ -74,6 +74,7 @@ class OfflineData(pl.LightningDataModule, ABC):
         self.join_episodes, self.pin_memory = join_episodes, pin_memory
         self._ref_scores = ref_scores
         self.horizon = self.stride = 1
+        self.num_origins = len(self.datasets)
         self.options = sources.SourceOptions(
             env_id=env_id,
             env_kwargs=env_kwargs or {},

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from diffrl_lightning.data.base import OfflineData
 from diffrl_lightning.data.datasets import Padding, Transitions, Windows
@@ -21,6 +22,8 @@ class SequenceData(OfflineData):
         stride: environment steps from one step of a window to the next, for the model too.
         padding: windows beyond an episode's end: left out, or padded with its last step or zeros.
         discount: of the return to go.
+        termination_penalty: added to the last reward of episodes that really ended, in the return to
+            go alone; negative to keep plans from falls.
         env_id: Gymnasium id of the evaluation environment, where the dataset does not name it.
         env_kwargs: keywords of ``gymnasium.make``; a ``maze_map`` here is also the map of a PointMaze
             to generate.
@@ -44,6 +47,7 @@ class SequenceData(OfflineData):
         stride: int = 1,
         padding: Padding = "none",
         discount: float = 0.99,
+        termination_penalty: float = 0.0,
         env_id: str | None = None,
         env_kwargs: dict[str, Any] | None = None,
         observation_keys: list[str] | None = None,
@@ -72,6 +76,7 @@ class SequenceData(OfflineData):
         )
         self.horizon, self.stride = horizon, stride
         self.padding, self.discount = padding, discount
+        self.termination_penalty = termination_penalty
 
     def usable(self, episodes: Episodes) -> np.ndarray:
         """Without padding, only episodes as long as a window."""
@@ -87,7 +92,14 @@ class SequenceData(OfflineData):
             stride=self.stride,
             padding=self.padding,
             discount=self.discount,
+            termination_penalty=self.termination_penalty,
         )
+
+    def training_returns(self) -> Tensor:
+        """The return to go from each step of the training episodes (M,)."""
+        assert isinstance(self.train_data, Windows)
+        _, rows = self.training_rows("actions")
+        return self.train_data.returns[rows]
 
 
 class TransitionData(OfflineData):

@@ -49,6 +49,8 @@ class Windows(Dataset):
         padding: what windows beyond an episode's end hold there: ``none`` leaves such windows out,
             ``edge`` repeats the last step, ``zero`` puts zeros in environment units.
         discount: of the return to go.
+        termination_penalty: added to the last reward of episodes that really ended, in the return to
+            go alone.
 
     Raises:
         InputError: if no episode is long enough.
@@ -63,6 +65,7 @@ class Windows(Dataset):
         stride: int = 1,
         padding: Padding = "none",
         discount: float = 0.99,
+        termination_penalty: float = 0.0,
     ) -> None:
         if padding not in ("none", "edge", "zero"):
             raise InputError(f"{padding=} is unknown: choose none, edge or zero.")
@@ -83,7 +86,8 @@ class Windows(Dataset):
         self.observations = torch.from_numpy(episodes.observations)
         self.actions = torch.from_numpy(episodes.actions)
         self.rewards = torch.from_numpy(episodes.rewards)
-        self.returns = torch.from_numpy(episodes.returns_to_go(discount))
+        self.returns = torch.from_numpy(episodes.returns_to_go(discount, termination_penalty))
+        self.origins = torch.from_numpy(episodes.origins)
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -100,6 +104,7 @@ class Windows(Dataset):
             actions=self.actions[rows],
             rewards=self.rewards[rows] * mask,
             returns=self.returns[start],
+            origins=self.origins[episode],
             mask=mask,
         )
         if self.padding == "zero":

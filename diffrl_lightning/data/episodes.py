@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -28,6 +28,7 @@ class Episodes:
         offsets: (E + 1,) int64.
         final_observed: (E,) bool.
         goals: (E, G) the goal that each episode pursued, or None.
+        origins: (E,) int64, which dataset of a list each episode is from; default all from the first.
 
     Raises:
         InputError: if lengths disagree or a value is NaN or infinite.
@@ -41,9 +42,12 @@ class Episodes:
     offsets: np.ndarray
     final_observed: np.ndarray
     goals: np.ndarray | None = None
+    origins: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
 
     def __post_init__(self) -> None:
         n, e = self.num_steps, len(self)
+        if not len(self.origins):
+            object.__setattr__(self, "origins", np.zeros(e, np.int64))
         for name in ("actions", "rewards", "terminations", "truncations"):
             if len(getattr(self, name)) != n:
                 raise InputError(
@@ -84,8 +88,13 @@ class Episodes:
         """Undiscounted return of each episode (E,)."""
         return np.add.reduceat(self.rewards.astype(np.float64), self.offsets[:-1])
 
-    def returns_to_go(self, discount: float) -> np.ndarray:
-        """Discounted sum of rewards from each step to its episode's end (N,) float32."""
+    def returns_to_go(self, discount: float, termination_penalty: float = 0.0) -> np.ndarray:
+        """Discounted sum of rewards from each step to its episode's end (N,) float32.
+
+        Args:
+            discount: of a step.
+            termination_penalty: added to the last reward of an episode that really ended.
+        """
         result = np.zeros(self.num_steps)
         order = np.argsort(-self.lengths, kind="stable")
         lengths, ends = self.lengths[order], self.offsets[1:][order]
@@ -95,7 +104,8 @@ class Episodes:
         for back in range(1, int(lengths[0]) + 1):
             alive = np.searchsorted(-lengths, -back, side="right")
             rows = ends[:alive] - back
-            running[:alive] = self.rewards[rows] + discount * running[:alive]
+            rewards = self.rewards[rows] + termination_penalty * self.terminations[rows]
+            running[:alive] = rewards + discount * running[:alive]
             result[rows] = running[:alive]
         return result.astype(np.float32)
 
@@ -130,6 +140,7 @@ class Episodes:
             offsets=offsets,
             final_observed=self.final_observed[ends - 1],
             goals=None,
+            origins=self.origins[starts],
         )
 
 
@@ -152,5 +163,6 @@ def concatenate(parts: Sequence[Episodes]) -> Episodes:
     return Episodes(
         offsets=np.concatenate([*offsets, shifts[-1:]]),
         goals=np.concatenate(goals) if len(goals) == len(parts) else None,
+        origins=np.repeat(np.arange(len(parts)), [len(p) for p in parts]),
         **arrays,
     )

@@ -1,9 +1,10 @@
 """The mathematics of diffusion: schedules, process, samplers, guidance, constraints."""
 
 from diffrl_lightning.diffusion.constraints import Inpaint, inpaint
+from diffrl_lightning.diffusion.draw import Sampler, check_sampling, draw
 from diffrl_lightning.diffusion.gaussian import GaussianDiffusion, PredictionType
 from diffrl_lightning.diffusion.guidance import classifier_free, compose, value_guided
-from diffrl_lightning.diffusion.noise import randn
+from diffrl_lightning.diffusion.noise import randint, randn
 from diffrl_lightning.diffusion.samplers import (
     ddim_sample,
     ddpm_sample,
@@ -23,16 +24,20 @@ __all__ = [
     "GaussianDiffusion",
     "Inpaint",
     "PredictionType",
+    "Sampler",
+    "check_sampling",
     "classifier_free",
     "compose",
     "cosine_betas",
     "ddim_sample",
     "ddpm_sample",
     "dpmpp_sample",
+    "draw",
     "inference_timesteps",
     "inpaint",
     "linear_betas",
     "make_betas",
+    "randint",
     "randn",
     "value_guided",
     "vp_betas",

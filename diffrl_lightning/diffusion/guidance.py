@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from diffrl_lightning.diffusion.gaussian import GaussianDiffusion
-from diffrl_lightning.types import Constraint, DenoiseFn, InputError
+from diffrl_lightning.types import Constraint, DenoiseFn, InputError, ValueFn
 
 
 def classifier_free(
@@ -49,7 +49,7 @@ def compose(
 
 
 def value_guided(
-    value: Callable[[Tensor, Tensor], Tensor],
+    value: ValueFn,
     diffusion: GaussianDiffusion,
     *,
     value_guidance_scale: float,
@@ -79,9 +79,10 @@ def value_guided(
         if scale_by_variance:
             step = step * diffusion.posterior(x, x, t)[1]
         for _ in range(num_guide_steps):
-            with torch.enable_grad():
-                inner = x.detach().requires_grad_()
-                (gradient,) = torch.autograd.grad(value(inner, t).sum(), inner)
+            # Copies made here may be differentiated, wherever x was made.
+            with torch.inference_mode(False), torch.enable_grad():
+                inner = x.detach().clone().requires_grad_()
+                (gradient,) = torch.autograd.grad(value(inner, t.clone()).sum(), inner)
             x = x + step * gradient
             if constraint is not None:
                 x = constraint(x)

@@ -13,15 +13,21 @@ from diffrl_lightning.types import Generators, InputError
 def randn(shape: Sequence[int], *, generator: Generators = None, like: Tensor) -> Tensor:
     """Standard normal noise of a shape (B, *S) on the device and in the dtype of ``like``.
 
-    With one generator for each row, a row's noise does not depend on which rows it shares the
-    batch with: an episode then unfolds alike however environments are grouped.
+    With a sequence of G generators each draws B / G rows in a row. A row's noise then does not depend
+    on which rows it shares the batch with: an episode unfolds alike however environments are grouped.
+
+    Raises:
+        InputError: if the generators do not divide the rows.
     """
     if generator is None or isinstance(generator, torch.Generator):
         return torch.randn(*shape, generator=generator, device=like.device, dtype=like.dtype)
-    if len(generator) != shape[0]:
-        raise InputError(f"{len(generator)} generators for a batch of {shape[0]}: give one a row.")
-    rows = [torch.randn(*shape[1:], generator=g, device=g.device) for g in generator]
-    return torch.stack(rows).to(like)
+    if shape[0] % len(generator):
+        raise InputError(
+            f"{len(generator)} generators for a batch of {shape[0]}: give one a row, or one for each "
+            "of several equal groups of rows."
+        )
+    size = (shape[0] // len(generator), *shape[1:])
+    return torch.cat([torch.randn(*size, generator=g, device=g.device) for g in generator]).to(like)
 
 
 def randint(high: int, like: Tensor, generator: Generators) -> Tensor:

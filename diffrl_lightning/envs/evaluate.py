@@ -100,11 +100,11 @@ def evaluate(
 
 def _record_plans(policy: Policy, running: Sequence[Episode | None]) -> None:
     """Take in the plans that a planner has just made, but for idle environments."""
-    rows, states = getattr(policy, "new_plans", None) or ((), ())
-    for row, plan in zip(rows, states, strict=True):
-        episode = running[int(row)]
-        if episode is not None:
-            episode.plans.append(plan[:, :2].numpy().copy())
+    for rows, plan in getattr(policy, "new_plans", ()):
+        for row, states in zip(rows.tolist(), plan.observations, strict=True):
+            episode = running[row]
+            if episode is not None:
+                episode.plans.append(states[:, :2].numpy().copy())
 
 
 def _record(

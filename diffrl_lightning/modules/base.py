@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any, Self
 
@@ -24,8 +26,9 @@ class DiffusionModule(pl.LightningModule, ABC):
 
     A role defines ``compute_loss`` and, if it acts, ``make_policy``, or, if it generates, ``sample``.
     Its constructor takes scalars, tuples and Literals only, calls ``save_hyperparameters`` and builds
-    all layers, so that a checkpoint alone rebuilds it. It reads ``lr``, ``weight_decay`` and
-    ``lr_schedule`` from its hyper-parameters.
+    all layers, so that a checkpoint alone rebuilds it. The base reads ``lr``, ``weight_decay``,
+    ``lr_schedule`` and ``compile`` from its hyper-parameters. A role with other networks than
+    ``denoiser`` names them in ``averaged``.
     """
 
     denoiser: nn.Module
@@ -44,17 +47,77 @@ class DiffusionModule(pl.LightningModule, ABC):
     def fit_normalizers(self, datamodule: Any) -> None:
         """Take the statistics of the training episodes; roles with normalisers override it."""
 
+    @property
+    def float_dtype(self) -> torch.dtype:
+        """That of its weights."""
+        return next(self.parameters()).dtype
+
+    def averaged(self) -> list[tuple[EMA, nn.Module]]:
+        """Each weight average with the network that it follows."""
+        return [(self.ema, self.denoiser)]
+
+    def inference_net(self, compiled: bool = False) -> Callable[..., Tensor]:
+        """The averaged denoiser; compiled on request, on CUDA into graphs."""
+        if not compiled:
+            return self.ema
+        mode = "reduce-overhead" if self.device.type == "cuda" else "default"
+        net = torch.compile(self.ema.net, mode=mode)
+        # A graph writes its next result where the last one lies.
+        return lambda *args: net(*args).clone()
+
+    def load_companion(self, path: str, ability: str, *, same: Sequence[str]) -> Any:
+        """Another role's model for this one to use: frozen, on its device, and checked to fit.
+
+        Args:
+            path: its checkpoint.
+            ability: a method that it must have.
+            same: hyper-parameters that must be equal; equal normalisers of trajectories are asked for
+                anyway, as far as both have them.
+
+        Raises:
+            InputError: if it does not fit.
+        """
+        other: Any = DiffusionModule.load_from_checkpoint(path, map_location=self.device)
+        if not hasattr(other, ability):
+            raise InputError(
+                f"{path!r} holds a {type(other).__name__}, which has no {ability}: give the checkpoint "
+                "of a role that has."
+            )
+        for name in same:
+            if other.hparams[name] != self.hparams[name]:
+                raise InputError(
+                    f"{path!r} has {name}={other.hparams[name]}, this {type(self).__name__} "
+                    f"{self.hparams[name]}: train both with the same."
+                )
+        theirs = other.state_dict()
+        for key, ours in self.state_dict().items():
+            if (
+                key.startswith("trajectory.")
+                and self._fitted()
+                and not torch.equal(ours.cpu(), theirs[key].cpu())
+            ):
+                raise InputError(
+                    f"{path!r} was trained on other data than this {type(self).__name__}: train both "
+                    "on the same dataset, with the same val_fraction and seed of the data."
+                )
+        return other.to(self.device, self.float_dtype).requires_grad_(False)
+
     def setup(self, stage: str) -> None:
         """Fit the normalisers to the training data, unless a checkpoint brings them."""
         datamodule = getattr(self.trainer, "datamodule", None)
-        normalizers = [m for m in self.modules() if isinstance(m, Normalizer)]
-        if datamodule is not None and not all(bool(n.fitted) for n in normalizers):
+        if datamodule is not None and not self._fitted():
             self.fit_normalizers(datamodule)
+
+    def _fitted(self) -> bool:
+        return all(bool(m.fitted) for m in self.modules() if isinstance(m, Normalizer))
 
     def on_fit_start(self) -> None:
         """Fix the seed of the noise; ranks are seeded alike, and enter in each batch's seed."""
         if self._noise_seed is None:
             self._noise_seed = torch.initial_seed() % 2**32
+        if self.hparams.get("compile", False):
+            for _, net in self.averaged():
+                net.compile()
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Seed the noise of batch k from (seed, rank, k).
@@ -79,7 +142,8 @@ class DiffusionModule(pl.LightningModule, ABC):
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step, then let the average follow: before any callback may save a checkpoint."""
         super().optimizer_step(*args, **kwargs)
-        self.ema.update(self.denoiser, self.trainer.global_step + 1)
+        for ema, net in self.averaged():
+            ema.update(net, self.trainer.global_step + 1)
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Loss on held-out episodes, with the same noise at every validation."""
@@ -95,7 +159,7 @@ class DiffusionModule(pl.LightningModule, ABC):
     def configure_optimizers(self) -> Any:
         """AdamW (plain Adam at weight decay 0); the rate stays, or falls to 0 along a cosine."""
         optimizer = torch.optim.AdamW(
-            self.denoiser.parameters(),
+            [p for p in self.parameters() if p.requires_grad],
             lr=self.hparams["lr"],
             weight_decay=self.hparams.get("weight_decay", 0.0),
         )
@@ -106,7 +170,12 @@ class DiffusionModule(pl.LightningModule, ABC):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Note the role and the seed of the noise."""
+        """Note the role and the seed of the noise; keep only arguments that the role takes."""
+        taken = inspect.signature(type(self).__init__).parameters
+        hparams = checkpoint.get("hyper_parameters", {})
+        for name in set(hparams) - set(taken):  # the command line links dimensions to every role
+            if not name.startswith("_"):
+                del hparams[name]
         checkpoint[ROLE_KEY] = type(self).__name__
         checkpoint["noise_seed"] = self._noise_seed
 

@@ -13,28 +13,37 @@ from diffrl_lightning.diffusion import (
     GaussianDiffusion,
     Inpaint,
     PredictionType,
-    ddim_sample,
-    ddpm_sample,
-    dpmpp_sample,
-    inference_timesteps,
+    Sampler,
+    check_sampling,
+    draw,
     inpaint,
     make_betas,
-    randn,
+    value_guided,
 )
 from diffrl_lightning.modules.base import DiffusionModule
-from diffrl_lightning.nets import EMA, TemporalUnet, check_horizon
-from diffrl_lightning.normalizers import NormalizerKind, make_normalizer
+from diffrl_lightning.nets import EMA, Backbone, make_backbone
+from diffrl_lightning.normalizers import NormalizerKind, TrajectoryNormalizer
 from diffrl_lightning.policies.planner import Execute, Plan, PlannerPolicy
-from diffrl_lightning.types import Generators, InputError, SequenceBatch
+from diffrl_lightning.types import DenoiseFn, Generators, InputError, SequenceBatch, ValueFn
 
-Sampler = Literal["ddpm", "ddim", "dpmpp"]
+# What a value must have in common with the Diffuser that it guides.
+_SAME_IN_VALUE = (
+    "observation_dim",
+    "action_dim",
+    "horizon",
+    "stride",
+    "num_train_timesteps",
+    "beta_schedule",
+    "normalizer",
+)
 
 
 class Diffuser(DiffusionModule):
     """A diffusion model over trajectories of actions and states, conditioned by in-painting.
 
     A trajectory is (H, A + O), actions first. Its first state is given; where the environment has a
-    goal, the first G entries of its last state are too.
+    goal, the first G entries of its last state are too. Where rewards matter, a ``TrajectoryValue``
+    guides the plans and chooses among them.
 
     Args:
         observation_dim: O, taken from the data.
@@ -42,8 +51,12 @@ class Diffuser(DiffusionModule):
         goal_dim: G, taken from the data; 0 where there is no goal.
         horizon: H, taken from the data; it must divide by 2 for each level of the U-Net but one.
         stride: environment steps between two steps of a plan, taken from the data.
-        dim: width of the U-Net's first level.
-        dim_mults: width of each level in multiples of ``dim``.
+        backbone: a temporal ``unet``, or ``dit``, a transformer.
+        dim: width of the U-Net's first level, or of the transformer.
+        dim_mults: width of each level of the U-Net in multiples of ``dim``.
+        attention: linear attention in the U-Net.
+        depth: blocks of the transformer.
+        num_heads: heads of the transformer.
         num_train_timesteps: T.
         beta_schedule: noise schedule.
         prediction_type: what the network predicts.
@@ -60,6 +73,7 @@ class Diffuser(DiffusionModule):
         ema_decay: share of the weight average that each update keeps.
         ema_update_every: optimiser steps from one update to the next.
         ema_start: optimiser steps before averaging begins.
+        compile: compile the network for training.
 
     Raises:
         InputError: if the horizon does not divide, or an argument is unknown.
@@ -75,8 +89,12 @@ class Diffuser(DiffusionModule):
         goal_dim: int = 0,
         horizon: int = 32,
         stride: int = 1,
+        backbone: Backbone = "unet",
         dim: int = 32,
         dim_mults: tuple[int, ...] = (1, 2, 4),
+        attention: bool = False,
+        depth: int = 2,
+        num_heads: int = 4,
         num_train_timesteps: int = 64,
         beta_schedule: BetaSchedule = "cosine",
         prediction_type: PredictionType = "x0",
@@ -91,10 +109,10 @@ class Diffuser(DiffusionModule):
         ema_decay: float = 0.995,
         ema_update_every: int = 1,
         ema_start: int = 0,
+        compile: bool = False,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        check_horizon(horizon, dim_mults)
         if goal_dim > observation_dim:
             raise InputError(f"{goal_dim=} must not exceed {observation_dim=}.")
         self.observation_dim, self.action_dim = observation_dim, action_dim
@@ -104,12 +122,20 @@ class Diffuser(DiffusionModule):
         self.diffusion = GaussianDiffusion(
             make_betas(beta_schedule, num_train_timesteps), prediction_type
         )
-        self.denoiser = TemporalUnet(observation_dim + action_dim, dim=dim, dim_mults=dim_mults)
+        self.denoiser = make_backbone(
+            backbone,
+            observation_dim + action_dim,
+            horizon=horizon,
+            dim=dim,
+            dim_mults=dim_mults,
+            attention=attention,
+            depth=depth,
+            num_heads=num_heads,
+        )
         self.ema = EMA(
             self.denoiser, decay=ema_decay, update_every=ema_update_every, start=ema_start
         )
-        self.observation_normalizer = make_normalizer(normalizer, observation_dim)
-        self.action_normalizer = make_normalizer(normalizer, action_dim)
+        self.trajectory = TrajectoryNormalizer(normalizer, observation_dim, action_dim)
         known = torch.zeros(horizon, action_dim + observation_dim, dtype=torch.bool)
         known[0, action_dim:] = True
         if goal_dim:
@@ -124,12 +150,11 @@ class Diffuser(DiffusionModule):
         """Take the statistics of the training episodes' states and actions."""
         if self.goal_dim:
             datamodule.check_goal_leads_state()
-        self.observation_normalizer.fit(*datamodule.training_rows("observations"))
-        self.action_normalizer.fit(*datamodule.training_rows("actions"))
+        self.trajectory.fit(datamodule)
 
     def compute_loss(self, batch: SequenceBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Weighted squared error of the denoised trajectory."""
-        x0 = self._join(batch["actions"], batch["observations"])
+        x0 = self.trajectory.join(batch["actions"], batch["observations"])
         loss = self.diffusion.loss(
             self.denoiser, x0, weight=self.loss_weight, constraint=inpaint(x0, self.known)
         )
@@ -144,6 +169,13 @@ class Diffuser(DiffusionModule):
         num_inference_steps: int | None = None,
         temperature: float = 1.0,
         warm_start_steps: int = 0,
+        num_candidates: int = 1,
+        value: ValueFn | None = None,
+        value_guidance_scale: float = 0.0,
+        num_guide_steps: int = 2,
+        scale_by_variance: bool = True,
+        guidance_stop: int = 2,
+        denoise: DenoiseFn | None = None,
         generator: Generators = None,
         elapsed: Tensor | None = None,
         previous: Plan | None = None,
@@ -158,36 +190,57 @@ class Diffuser(DiffusionModule):
             temperature: standard deviation of the noise, 1 as in training.
             warm_start_steps: with ``previous``, denoise it for only this many of the evaluations,
                 from the noise level at which they begin; 0 plans afresh.
-            generator: source of noise, one for all or one a row.
+            num_candidates: plans made for each state, of which ``value`` chooses the best.
+            value: of normalised trajectories, ``TrajectoryValue.value``.
+            value_guidance_scale: length of a step along the value's gradient; 0 for none.
+            num_guide_steps: such steps before each evaluation.
+            scale_by_variance: multiply the gradient by the posterior's variance.
+            guidance_stop: no guidance at diffusion steps below this one.
+            denoise: the network, default the averaged one.
+            generator: source of noise, one for all or one a state.
             elapsed: steps of a plan (N,) since the first plan was made: the goal is kept from as
                 much earlier on, so that a new plan does not put the arrival off.
             previous: earlier plans, moved on to now.
         """
-        constraint = self._constraint(observations, goals, elapsed)
-        noise = temperature * randn(constraint.values.shape, generator=generator, like=observations)
-        steps = inference_timesteps(self.diffusion.num_train_timesteps, num_inference_steps)
-        skip = 0
-        if previous is not None and 0 < warm_start_steps < len(steps):
-            skip = len(steps) - warm_start_steps
-            t = torch.full(noise.shape[:1], steps[skip], device=noise.device)
-            before = self._join(previous.actions, previous.observations)
-            noise = self.diffusion.add_noise(before, noise, t)
-        sample = {
-            "ddim": ddim_sample,
-            "ddpm": partial(ddpm_sample, temperature=temperature, generator=generator),
-            "dpmpp": dpmpp_sample,
-        }[sampler]
-        x = sample(  # type: ignore[operator]
+        each = partial(_repeat, times=num_candidates)
+        states = observations.repeat_interleave(num_candidates, 0)
+        constraint = self._constraint(states, each(goals), each(elapsed))
+        pre_step, before = None, None
+        if value is not None and value_guidance_scale:
+            pre_step = value_guided(
+                value,
+                self.diffusion,
+                value_guidance_scale=value_guidance_scale,
+                num_guide_steps=num_guide_steps,
+                scale_by_variance=scale_by_variance,
+                stop=guidance_stop,
+                constraint=constraint,
+            )
+        if previous is not None:
+            before = each(self.trajectory.join(previous.actions, previous.observations))
+        x = draw(
             self.diffusion,
-            self.ema,
-            noise,
+            denoise or self.ema,
+            constraint.values.shape,
+            like=states,
+            sampler=sampler,
             num_inference_steps=num_inference_steps,
+            temperature=temperature,
             constraint=constraint,
             clip=self.clip,
-            skip_steps=skip,
+            pre_step=pre_step,
+            generator=generator,
+            previous=before,
+            warm_start_steps=warm_start_steps,
         )
-        actions, states = self._split(x)
-        return Plan(states, actions)
+        if value is None:
+            actions, states = self.trajectory.split(x)
+            return Plan(states, actions)
+        clean = torch.full((len(x),), -1, device=x.device)
+        values = value(x, clean).unflatten(0, (-1, num_candidates))
+        actions, states = self.trajectory.split(x.unflatten(0, (-1, num_candidates)))
+        rows, best = torch.arange(len(values), device=x.device), values.argmax(1)
+        return Plan(states[rows, best], actions[rows, best], states, values)
 
     def make_policy(
         self,
@@ -198,6 +251,13 @@ class Diffuser(DiffusionModule):
         sampler: Sampler = "ddim",
         num_inference_steps: int | None = None,
         temperature: float = 1.0,
+        value_ckpt: str | None = None,
+        num_candidates: int = 1,
+        value_guidance_scale: float = 0.0,
+        num_guide_steps: int = 2,
+        scale_by_variance: bool = True,
+        guidance_stop: int = 2,
+        compile: bool = False,
         lookahead: int = 1,
         kp: float = 10.0,
         kd: float = 1.0,
@@ -212,6 +272,13 @@ class Diffuser(DiffusionModule):
             sampler: how to denoise.
             num_inference_steps: network evaluations for a plan.
             temperature: standard deviation of the noise.
+            value_ckpt: checkpoint of the ``TrajectoryValue`` that guides and chooses.
+            num_candidates: plans made for each state, of which the value chooses the best.
+            value_guidance_scale: length of a step along the value's gradient; 0 only chooses.
+            num_guide_steps: such steps before each evaluation.
+            scale_by_variance: multiply the gradient by the posterior's variance.
+            guidance_stop: no guidance at diffusion steps below this one.
+            compile: compile the network, on CUDA into graphs.
             lookahead: environment steps that the PD law aims ahead on the plan.
             kp: gain of the PD law's position.
             kd: gain of the PD law's velocity.
@@ -222,15 +289,29 @@ class Diffuser(DiffusionModule):
                 "execute=states needs a state of positions and velocities, one pair for each action, "
                 f"not {self.observation_dim} entries for {self.action_dim}: use execute=actions."
             )
-        if sampler not in ("ddpm", "ddim", "dpmpp"):
-            raise InputError(f"{sampler=} is unknown: choose ddpm, ddim or dpmpp.")
-        inference_timesteps(self.diffusion.num_train_timesteps, num_inference_steps)
+        if value_ckpt is not None:
+            value = self.load_companion(value_ckpt, "value", same=_SAME_IN_VALUE).value
+        elif num_candidates == 1 and not value_guidance_scale:
+            value = None
+        else:
+            raise InputError(
+                f"{num_candidates=} and {value_guidance_scale=} need a value to choose by and to "
+                "climb: give value_ckpt, the checkpoint of a TrajectoryValue."
+            )
+        check_sampling(self.diffusion, sampler, num_inference_steps)
         plan = partial(
             self.plan,
             sampler=sampler,
             num_inference_steps=num_inference_steps,
             temperature=temperature,
             warm_start_steps=warm_start_steps,
+            num_candidates=num_candidates,
+            value=value,
+            value_guidance_scale=value_guidance_scale,
+            num_guide_steps=num_guide_steps,
+            scale_by_variance=scale_by_variance,
+            guidance_stop=guidance_stop,
+            denoise=self.inference_net(compile),
         )
         return PlannerPolicy(
             plan,
@@ -243,6 +324,7 @@ class Diffuser(DiffusionModule):
             kp=kp,
             kd=kd,
             device=self.device,
+            dtype=self.float_dtype,
         )
 
     def _constraint(
@@ -255,30 +337,19 @@ class Diffuser(DiffusionModule):
                 "give goals if and only if that is not 0."
             )
         values = observations.new_zeros(n, self.horizon, self.action_dim + self.observation_dim)
-        values[:, 0, self.action_dim :] = self.observation_normalizer.normalize(observations)
+        values[:, 0, self.action_dim :] = self.trajectory.observations.normalize(observations)
         known = self.known
         if goals is not None:
             end = observations.new_zeros(n, self.observation_dim)
             end[:, : self.goal_dim] = goals
-            values[:, 1:, self.action_dim :] = self.observation_normalizer.normalize(end)[:, None]
+            values[:, 1:, self.action_dim :] = self.trajectory.observations.normalize(end)[:, None]
             if elapsed is not None:
                 step = torch.arange(self.horizon, device=values.device)
                 arrived = (step >= self.horizon - 1 - elapsed[:, None]) & (step > 0)
                 known = torch.where(arrived[..., None], known[-1], known)
         return inpaint(values, known)
 
-    def _join(self, actions: Tensor, observations: Tensor) -> Tensor:
-        """Environment units -> a normalised trajectory (B, H, A + O)."""
-        parts = (
-            self.action_normalizer.normalize(actions),
-            self.observation_normalizer.normalize(observations),
-        )
-        return torch.cat(parts, -1)
 
-    def _split(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """A normalised trajectory -> actions (B, H, A) and states (B, H, O) in environment units."""
-        actions, observations = x.split([self.action_dim, self.observation_dim], -1)
-        return (
-            self.action_normalizer.unnormalize(actions),
-            self.observation_normalizer.unnormalize(observations),
-        )
+def _repeat(rows: Tensor | None, times: int) -> Tensor | None:
+    """Each row several times in a row; None stays None."""
+    return None if rows is None else rows.repeat_interleave(times, 0)

@@ -28,3 +28,10 @@ class SinusoidalEmbedding(nn.Module):
         """Map steps (B,) to (B, dim)."""
         angles = t[:, None] * self.frequencies
         return torch.cat([angles.sin(), angles.cos()], -1)
+
+
+def embed_step(dim: int) -> nn.Sequential:
+    """Steps (B,) -> (B, dim): sines and cosines through two layers."""
+    return nn.Sequential(
+        SinusoidalEmbedding(dim), nn.Linear(dim, 4 * dim), nn.Mish(), nn.Linear(4 * dim, dim)
+    )

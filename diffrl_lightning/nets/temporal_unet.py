@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffrl_lightning.nets.embeddings import SinusoidalEmbedding
+from diffrl_lightning.nets.embeddings import embed_step
 from diffrl_lightning.types import InputError
 
 
@@ -40,6 +40,32 @@ class ResidualBlock(nn.Module):
         return self.conv_out(h) + self.skip(x)
 
 
+class LinearAttention(nn.Module):
+    """Attention over time at linear cost (Katharopoulos et al. 2020), pre-normed, with a skip.
+
+    Args:
+        dim: channels C.
+        num_heads: heads.
+        head_dim: width of a head.
+    """
+
+    def __init__(self, dim: int, *, num_heads: int = 4, head_dim: int = 32) -> None:
+        super().__init__()
+        self.num_heads, self.head_dim = num_heads, head_dim
+        self.norm = nn.LayerNorm(dim)
+        self.qkv = nn.Conv1d(dim, 3 * num_heads * head_dim, 1, bias=False)
+        self.out = nn.Conv1d(num_heads * head_dim, dim, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H) -> (B, C, H)."""
+        h = self.norm(x.transpose(1, 2)).transpose(1, 2)
+        heads = (self.num_heads, self.head_dim)
+        q, k, v = (part.unflatten(1, heads) for part in self.qkv(h).chunk(3, dim=1))  # (B, h, d, H)
+        context = k.softmax(-1) @ v.transpose(2, 3)  # (B, h, d, d)
+        attended = context.transpose(2, 3) @ (q * self.head_dim**-0.5)
+        return x + self.out(attended.flatten(1, 2))
+
+
 class TemporalUnet(nn.Module):
     """A U-Net that convolves over the horizon, for trajectories (B, H, D).
 
@@ -51,6 +77,8 @@ class TemporalUnet(nn.Module):
         dim: width of the first level, a multiple of 8.
         dim_mults: width of each level in multiples of ``dim``; each level but the last halves H.
         kernel_size: of the convolutions, odd.
+        attention: linear attention at every level and in the middle.
+        cond_dim: width of a condition's embedding, which joins the step's; 0 for none.
     """
 
     def __init__(
@@ -60,28 +88,36 @@ class TemporalUnet(nn.Module):
         dim: int = 32,
         dim_mults: Sequence[int] = (1, 2, 4, 8),
         kernel_size: int = 5,
+        attention: bool = False,
+        cond_dim: int = 0,
     ) -> None:
         super().__init__()
         if dim % 8:
             raise InputError(f"{dim=} must be a multiple of 8, the number of normalised groups.")
         if kernel_size % 2 == 0:
             raise InputError(f"{kernel_size=} must be odd.")
-        self.embed = nn.Sequential(
-            SinusoidalEmbedding(dim), nn.Linear(dim, 4 * dim), nn.Mish(), nn.Linear(4 * dim, dim)
-        )
+        self.embed = embed_step(dim)
 
         def block(in_dim: int, out_dim: int) -> ResidualBlock:
-            return ResidualBlock(in_dim, out_dim, embed_dim=dim, kernel_size=kernel_size)
+            return ResidualBlock(in_dim, out_dim, embed_dim=dim + cond_dim, kernel_size=kernel_size)
+
+        def attend(dim: int) -> nn.Module:
+            return LinearAttention(dim) if attention else nn.Identity()
 
         dims = [transition_dim, *(dim * m for m in dim_mults)]
         levels = list(pairwise(dims))
         self.down = nn.ModuleList(
-            nn.ModuleList([block(i, o), block(o, o), _downsample(o, last=o_index == len(levels))])
-            for o_index, (i, o) in enumerate(levels, 1)
+            nn.ModuleList(
+                [block(i, o), block(o, o), attend(o), _downsample(o, last=index == len(levels))]
+            )
+            for index, (i, o) in enumerate(levels, 1)
         )
-        self.middle = nn.ModuleList([block(dims[-1], dims[-1]), block(dims[-1], dims[-1])])
+        last = dims[-1]
+        self.middle = nn.ModuleList([block(last, last), attend(last), block(last, last)])
         self.up = nn.ModuleList(
-            nn.ModuleList([block(2 * o, i), block(i, i), nn.ConvTranspose1d(i, i, 4, 2, 1)])
+            nn.ModuleList(
+                [block(2 * o, i), block(i, i), attend(i), nn.ConvTranspose1d(i, i, 4, 2, 1)]
+            )
             for i, o in reversed(levels[1:])
         )
         self.head = nn.Sequential(
@@ -89,22 +125,22 @@ class TemporalUnet(nn.Module):
             nn.Conv1d(dims[1], transition_dim, 1),
         )
 
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        """Trajectories (B, H, D) at steps (B,) -> prediction (B, H, D)."""
-        embedding = self.embed(t)
+    def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+        """Trajectories (B, H, D) at steps (B,), conditions (B, cond_dim) -> prediction (B, H, D)."""
+        embedding = self.embed(t) if cond is None else torch.cat([self.embed(t), cond], -1)
         h = x.transpose(1, 2)
         skips = []
         down: Any = self.down  # a ModuleList of ModuleLists, which type checkers do not see
         up: Any = self.up
-        for first, second, downsample in down:
-            h = second(first(h, embedding), embedding)
+        for first, second, attend, downsample in down:
+            h = attend(second(first(h, embedding), embedding))
             skips.append(h)
             h = downsample(h)
-        for block in self.middle:
-            h = block(h, embedding)
-        for first, second, upsample in up:
+        first, attend, second = self.middle
+        h = second(attend(first(h, embedding)), embedding)
+        for first, second, attend, upsample in up:
             h = torch.cat([h, skips.pop()], 1)
-            h = upsample(second(first(h, embedding), embedding))
+            h = upsample(attend(second(first(h, embedding), embedding)))
         return self.head(h).transpose(1, 2)
 
 

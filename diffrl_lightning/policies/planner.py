@@ -18,6 +18,8 @@ class Plan(NamedTuple):
 
     observations: Tensor  # (N, H, O)
     actions: Tensor  # (N, H, A)
+    candidates: Tensor | None = None  # (N, K, H, O) states of all plans that these were chosen from
+    values: Tensor | None = None  # (N, K) values that they were chosen by
 
 
 class PlanFn(Protocol):
@@ -34,8 +36,9 @@ class PlanFn(Protocol):
     ) -> Plan:
         """Plans from states (N, O) to goals (N, G).
 
-        ``elapsed`` (N,) counts the plan's steps since an episode's first plan; ``previous`` plans are
-        moved on to now.
+        With ``n_obs_steps`` C > 1 the last C states (N, C, O), the oldest first, a stride apart; before
+        an episode's first step they repeat its first state. ``elapsed`` (N,) counts the plan's steps
+        since an episode's first plan; ``previous`` plans are moved on to now.
         """
 
 
@@ -59,7 +62,9 @@ class PlannerPolicy:
         lookahead: environment steps that the law aims ahead on the plan; it makes up for its lag.
         kp: gain of the position's error.
         kd: gain of the velocity's error.
+        n_obs_steps: states, the last ones, that a plan is made from.
         device: where the plans are made.
+        dtype: of the states that they are made from.
 
     Raises:
         InputError: if an argument is out of range.
@@ -77,7 +82,9 @@ class PlannerPolicy:
         lookahead: int = 1,
         kp: float = 10.0,
         kd: float = 1.0,
+        n_obs_steps: int = 1,
         device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         if execute not in ("actions", "states"):
             raise InputError(f"{execute=} is unknown: choose actions or states.")
@@ -88,9 +95,11 @@ class PlannerPolicy:
         self.plan, self.observation_dim, self.stride = plan, observation_dim, stride
         self.execute, self.replan_every, self.warm_start = execute, replan_every, warm_start
         self.lookahead, self.kp, self.kd = lookahead, kp, kd
-        self.device = torch.device(device)
-        self.new_plans: tuple[Tensor, Tensor] | None = None  # rows (M,), observations (M, H, O)
+        self.n_obs_steps = n_obs_steps
+        self.device, self.dtype = torch.device(device), dtype
+        self.new_plans: list[tuple[Tensor, Plan]] = []  # rows (M,) and their plans, just made
         self._plan: Plan | None = None
+        self._history = torch.zeros(0, 0, 0)  # (N, (C - 1) * stride + 1, O)
         self._age = torch.zeros(0, dtype=torch.long)  # environment steps since the plan was made
         self._clock = torch.zeros(0, dtype=torch.long)  # environment steps since the first plan
         self._generators: list[torch.Generator] = []
@@ -99,6 +108,7 @@ class PlannerPolicy:
         """Drop the plans where an episode begins, and reseed their noise."""
         if len(self._age) != len(mask):
             self._plan = None
+            self._history = torch.zeros(0, 0, 0)
             self._age = torch.full((len(mask),), -1)
             self._clock = torch.zeros(len(mask), dtype=torch.long)
             self._generators = [torch.Generator() for _ in mask]
@@ -114,44 +124,55 @@ class PlannerPolicy:
         """Observations (N, O + G) -> actions (N, A)."""
         if len(self._age) != len(observations):
             self.reset(torch.ones(len(observations), dtype=torch.bool))
+        self._remember(observations[:, : self.observation_dim])
         due = self._age < 0
         if self.replan_every is not None:
             due |= self._age >= self.replan_every
-        self.new_plans = None
-        if due.any():
-            # Those with a plan to start from apart from those without: so an episode does not
-            # depend on what its neighbours do.
-            warm = due & (self._age >= 0) & torch.tensor(self.warm_start)
-            groups = [mask.nonzero()[:, 0] for mask in (due & ~warm, warm) if mask.any()]
-            plans = [self._replan(observations, rows) for rows in groups]
-            self.new_plans = torch.cat(groups), torch.cat(plans)
+        # Those with a plan to start from apart from those without: so an episode does not depend on
+        # what its neighbours do.
+        warm = due & (self._age >= 0) & torch.tensor(self.warm_start)
+        groups = [mask.nonzero()[:, 0] for mask in (due & ~warm, warm) if mask.any()]
+        self.new_plans = [(rows, self._replan(observations, rows)) for rows in groups]
         assert self._plan is not None
         action = self._track(observations) if self.execute == "states" else self._played()
         self._age += 1
         self._clock += 1
         return action
 
-    def _replan(self, observations: Tensor, rows: Tensor) -> Tensor:
-        """Plan for some environments; their planned states (M, H, O)."""
-        chosen = observations[rows].to(self.device)
-        goals = chosen[:, self.observation_dim :]
-        plan = self.plan(
-            chosen[:, : self.observation_dim],
+    def _remember(self, states: Tensor) -> None:
+        """Take in states (N, O); where an episode begins, all of its past is the first one."""
+        if self.n_obs_steps == 1:
+            return
+        if not len(self._history):
+            length = (self.n_obs_steps - 1) * self.stride + 1
+            self._history = states[:, None].repeat(1, length, 1)
+        self._history = torch.cat([self._history[:, 1:], states[:, None]], 1)
+        begins = self._clock == 0
+        self._history[begins] = states[begins, None]
+
+    def _replan(self, observations: Tensor, rows: Tensor) -> Plan:
+        """Plan for some environments."""
+        goals = observations[rows, self.observation_dim :].to(self.device, self.dtype)
+        states = observations[rows, : self.observation_dim]
+        if self.n_obs_steps > 1:
+            states = self._history[rows, :: self.stride]
+        elapsed = torch.div(self._clock[rows], self.stride, rounding_mode="floor")
+        made = self.plan(
+            states.to(self.device, self.dtype),
             goals if goals.shape[1] else None,
             generator=[self._generators[i] for i in rows.tolist()],
-            elapsed=torch.div(self._clock[rows], self.stride, rounding_mode="floor").to(
-                self.device
-            ),
+            elapsed=elapsed.to(self.device),
             previous=self._previous(rows),
         )
-        plan = Plan(*(part.cpu() for part in plan))
+        plan = Plan(*(None if part is None else part.float().cpu() for part in made))
         if self._plan is None:
             n = len(observations)
-            self._plan = Plan(*(part.new_zeros(n, *part.shape[1:]) for part in plan))
-        for kept, part in zip(self._plan, plan, strict=True):
-            kept[rows] = part
+            parts = (plan.observations, plan.actions)
+            self._plan = Plan(*(part.new_zeros(n, *part.shape[1:]) for part in parts))
+        self._plan.observations[rows] = plan.observations
+        self._plan.actions[rows] = plan.actions
         self._age[rows] = 0
-        return plan.observations
+        return plan
 
     def _previous(self, rows: Tensor) -> Plan | None:
         """The last plans of these rows moved on to now; None where they have none."""
@@ -160,7 +181,8 @@ class PlannerPolicy:
         horizon = self._plan.observations.shape[1]
         shift = torch.div(self._age[rows], self.stride, rounding_mode="floor")
         steps = (torch.arange(horizon) + shift[:, None]).clamp_max(horizon - 1)
-        moved = (part[rows[:, None], steps].to(self.device) for part in self._plan)
+        parts = (self._plan.observations, self._plan.actions)
+        moved = (part[rows[:, None], steps].to(self.device, self.dtype) for part in parts)
         return Plan(*moved)
 
     def _played(self) -> Tensor:

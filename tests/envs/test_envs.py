@@ -8,6 +8,7 @@ import torch
 from diffrl_lightning.envs.evaluate import RandomPolicy, evaluate
 from diffrl_lightning.envs.make import EnvConfig, layout
 from diffrl_lightning.envs.pointmaze import Maze, evaluation_kwargs
+from diffrl_lightning.policies.planner import Plan
 from diffrl_lightning.types import InputError
 
 UMAZE = [[1, 1, 1, 1, 1], [1, 0, 0, 0, 1], [1, 1, 1, 0, 1], [1, 0, 0, 0, 1], [1, 1, 1, 1, 1]]
@@ -142,7 +143,7 @@ class Planner(Fixed):
 
     def act(self, observations):
         n = len(observations)
-        self.new_plans = torch.arange(n), torch.zeros(n, 4, 4)
+        self.new_plans = [(torch.arange(n), Plan(torch.zeros(n, 4, 4), torch.zeros(n, 4, 2)))]
         return super().act(observations)
 
 

@@ -74,12 +74,12 @@ def test_an_episode_that_begins_replans_alone_with_its_own_noise():
     policy.reset(torch.tensor([False, True, False]), [7, 9, 9])
     policy.act(observe(3))
     assert plan.calls[1]["observations"].shape == (1, 4)
-    rows, states = policy.new_plans
+    ((rows, new),) = policy.new_plans
     assert rows.tolist() == [1]
-    assert states.shape == (1, H, 4)
+    assert new.observations.shape == (1, H, 4)
     assert plan.calls[1]["noise"][0] == plan.calls[0]["noise"][2], "noise is the seed's alone"
     policy.act(observe(3))
-    assert policy.new_plans is None
+    assert policy.new_plans == []
 
 
 def test_a_neighbour_that_begins_does_not_take_a_warm_start_away():
@@ -94,7 +94,7 @@ def test_a_neighbour_that_begins_does_not_take_a_warm_start_away():
     assert cold["previous"] is None
     assert cold["observations"][:, 0].tolist() == [1]
     assert warm["previous"].actions.shape == (1, H, 1)
-    assert policy.new_plans[0].tolist() == [1, 0]
+    assert [rows.tolist() for rows, _ in policy.new_plans] == [[1], [0]]
 
 
 def test_tracking_interpolates_between_planned_states_and_stops_at_the_end():

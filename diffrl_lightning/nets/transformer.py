@@ -1,0 +1,96 @@
+"""A diffusion transformer over the steps of a trajectory."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+
+from diffrl_lightning.nets.embeddings import SinusoidalEmbedding, embed_step
+from diffrl_lightning.types import InputError
+
+
+class DiTBlock(nn.Module):
+    """Self-attention and an MLP, each scaled, shifted and gated by the embedding (adaLN-Zero)."""
+
+    def __init__(self, dim: int, *, num_heads: int, mlp_ratio: int = 4) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.norm_attention = nn.LayerNorm(dim, elementwise_affine=False)
+        self.norm_mlp = nn.LayerNorm(dim, elementwise_affine=False)
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.out = nn.Linear(dim, dim)
+        self.mlp = nn.Sequential(
+            nn.Linear(dim, mlp_ratio * dim),
+            nn.GELU(approximate="tanh"),
+            nn.Linear(mlp_ratio * dim, dim),
+        )
+        self.modulation = nn.Sequential(nn.SiLU(), _zero(nn.Linear(dim, 6 * dim)))
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """(B, H, C), (B, C) -> (B, H, C)."""
+        shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = self.modulation(embedding)[
+            :, None
+        ].chunk(6, -1)
+        x = x + gate * self._attend(self.norm_attention(x) * (1 + scale) + shift)
+        return x + mlp_gate * self.mlp(self.norm_mlp(x) * (1 + mlp_scale) + mlp_shift)
+
+    def _attend(self, x: Tensor) -> Tensor:
+        heads = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        return self.out(scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2))
+
+
+class DiT1d(nn.Module):
+    """A transformer whose tokens are the steps of a trajectory (Peebles & Xie 2023, with adaLN-Zero).
+
+    The steps' positions are sines and cosines, so that any horizon will do.
+
+    Args:
+        transition_dim: D, channels of a trajectory.
+        dim: width, a multiple of ``2 * num_heads``.
+        depth: number of blocks.
+        num_heads: heads of the attention.
+        cond_dim: width of a condition's embedding, which is added to the step's; 0 for none.
+
+    Raises:
+        InputError: if the heads do not divide the width.
+    """
+
+    def __init__(
+        self,
+        transition_dim: int,
+        *,
+        dim: int = 128,
+        depth: int = 2,
+        num_heads: int = 4,
+        cond_dim: int = 0,
+    ) -> None:
+        super().__init__()
+        if dim % (2 * num_heads):
+            raise InputError(f"{dim=} must be a multiple of 2 * {num_heads=}.")
+        self.position = SinusoidalEmbedding(dim)
+        self.embed = embed_step(dim)
+        self.embed_cond = nn.Linear(cond_dim, dim) if cond_dim else None
+        self.embed_x = nn.Linear(transition_dim, dim)
+        self.blocks = nn.ModuleList(DiTBlock(dim, num_heads=num_heads) for _ in range(depth))
+        self.norm = nn.LayerNorm(dim, elementwise_affine=False)
+        self.modulation = nn.Sequential(nn.SiLU(), _zero(nn.Linear(dim, 2 * dim)))
+        self.head = _zero(nn.Linear(dim, transition_dim))
+
+    def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+        """Trajectories (B, H, D) at steps (B,), conditions (B, cond_dim) -> prediction (B, H, D)."""
+        embedding = self.embed(t)
+        if self.embed_cond is not None and cond is not None:
+            embedding = embedding + self.embed_cond(cond)
+        h = self.embed_x(x) + self.position(torch.arange(x.shape[1], device=x.device)).to(x.dtype)
+        for block in self.blocks:
+            h = block(h, embedding)
+        shift, scale = self.modulation(embedding)[:, None].chunk(2, -1)
+        return self.head(self.norm(h) * (1 + scale) + shift)
+
+
+def _zero(layer: nn.Linear) -> nn.Linear:
+    """A layer that begins at zero, so that blocks begin as identities."""
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer

@@ -1,0 +1,74 @@
+"""A value of noised trajectories: the down-going half of a temporal U-Net."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diffrl_lightning.nets.embeddings import embed_step
+from diffrl_lightning.nets.temporal_unet import ResidualBlock
+
+
+class TemporalValue(nn.Module):
+    """One number for a trajectory (B, H, D) at a step of the diffusion (Janner et al. 2022).
+
+    Every level halves the horizon, so that it is fixed; it need not be a power of two.
+
+    Args:
+        transition_dim: D, channels of a trajectory.
+        horizon: H.
+        dim: width of the first level, a multiple of 8.
+        dim_mults: width of each level in multiples of ``dim``.
+        kernel_size: of the convolutions, odd.
+    """
+
+    def __init__(
+        self,
+        transition_dim: int,
+        *,
+        horizon: int,
+        dim: int = 32,
+        dim_mults: Sequence[int] = (1, 2, 4, 8),
+        kernel_size: int = 5,
+    ) -> None:
+        super().__init__()
+        self.embed = embed_step(dim)
+
+        def level(in_dim: int, out_dim: int, blocks: int) -> nn.ModuleList:
+            dims = [in_dim, *[out_dim] * blocks]
+            residuals = (
+                ResidualBlock(i, o, embed_dim=dim, kernel_size=kernel_size)
+                for i, o in pairwise(dims)
+            )
+            return nn.ModuleList([*residuals, nn.Conv1d(out_dim, out_dim, 3, 2, 1)])
+
+        dims = [transition_dim, *(dim * m for m in dim_mults)]
+        last = dims[-1]
+        self.levels = nn.ModuleList(
+            [
+                *(level(i, o, blocks=2) for i, o in pairwise(dims)),
+                level(last, last // 2, blocks=1),
+                level(last // 2, last // 4, blocks=1),
+            ]
+        )
+        for _ in self.levels:
+            horizon = (horizon + 1) // 2
+        features = last // 4 * horizon
+        self.head = nn.Sequential(
+            nn.Linear(features + dim, features // 2), nn.Mish(), nn.Linear(features // 2, 1)
+        )
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        """Trajectories (B, H, D) at steps (B,) -> values (B,)."""
+        embedding = self.embed(t)
+        h = x.transpose(1, 2)
+        levels: Any = self.levels  # a ModuleList of ModuleLists, which type checkers do not see
+        for *blocks, downsample in levels:
+            for block in blocks:
+                h = block(h, embedding)
+            h = downsample(h)
+        return self.head(torch.cat([h.flatten(1), embedding], -1))[:, 0]
