@@ -27,6 +27,7 @@ ALLOWED = {
     "modules": TORCH | {"diffusion", "nets", "policies", "normalizers"},
     "callbacks": TORCH | {"policies", "metrics", "envs"},
     "cli": TORCH | {"modules", "data", "callbacks"},
+    "compare": TORCH | {"modules", "data", "callbacks", "cli"},
     "controls": TORCH | {"policies", "data", "callbacks", "envs", "cli"},
     "generate": {"data", "cli"},
     "__init__": TORCH | {"modules", "data", "callbacks"},

@@ -1,9 +1,11 @@
 """Normalisers: round trips, limits, constant dimensions, state."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
-from diffrl_lightning.normalizers import make_normalizer
+from diffrl_lightning.normalizers import TrajectoryNormalizer, make_normalizer
 from diffrl_lightning.types import InputError
 
 KINDS = ["gaussian", "limits", "cdf"]
@@ -80,6 +82,31 @@ def test_statistics_travel_in_the_state(kind):
     shaped = data()[:12].view(3, 4, 4)
     assert torch.equal(first.normalize(shaped), second.normalize(shaped))
     assert second.normalize(shaped).shape == shaped.shape
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_trajectories_are_actions_and_then_states(kind):
+    """Fitted on the training rows of each, joined actions first, and split again."""
+    x = data()
+    arrays = {"actions": x[:, :1], "observations": x[:, 1:] + 3}
+    train = torch.arange(len(x)) % 2 == 0
+    trajectory = TrajectoryNormalizer(kind, observation_dim=3, action_dim=1)
+    trajectory.fit(SimpleNamespace(training_rows=lambda name: (arrays[name], train)))
+    own = {name: make_normalizer(kind, array.shape[1]) for name, array in arrays.items()}
+    for name, array in arrays.items():
+        own[name].fit(array[train])
+
+    actions, observations = (array[train][:60].view(5, 12, -1) for array in arrays.values())
+    joined = trajectory.join(actions, observations)
+    assert joined.shape == (5, 12, 4)
+    assert torch.equal(joined[..., :1], own["actions"].normalize(actions))
+    assert torch.equal(joined[..., 1:], own["observations"].normalize(observations))
+    for found, part in zip(trajectory.split(joined), (actions, observations), strict=True):
+        spread = part.flatten(0, 1).std(0).clamp_min(1e-3)
+        torch.testing.assert_close(found / spread, part / spread, atol=2e-2, rtol=1e-3)
+    other = TrajectoryNormalizer(kind, observation_dim=3, action_dim=1)
+    other.load_state_dict(trajectory.state_dict())
+    assert torch.equal(other.join(actions, observations), joined)
 
 
 def test_bad_input():

@@ -1,4 +1,4 @@
-"""Draws plans, and what came of them, over the maze."""
+"""Draws plans, and what came of them: over the maze, or over time where there is none."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Circle
 
 from diffrl_lightning.callbacks.rollout import Rollout
+from diffrl_lightning.callbacks.trajectory_figure import draw_imagined
 from diffrl_lightning.envs.evaluate import Episode
 from diffrl_lightning.envs.pointmaze import GOAL_RADIUS, Maze
 
@@ -21,11 +22,15 @@ from diffrl_lightning.envs.pointmaze import GOAL_RADIUS, Maze
 class PlanFigure(pl.Callback):
     """After each rollout, writes a picture of its first plans to TensorBoard and as a PNG.
 
-    The line with dots is the plan, coloured from its first step to its last; the thin line is
-    the path that the agent took. Without a maze or without plans nothing is drawn.
+    In a maze, each panel is an episode: the line with dots is its first plan, coloured from its
+    first step to its last; the thin line is the path that the agent took. Elsewhere, each panel is
+    a dimension of the observations over the first episode's time: the dark line is what came, the red
+    ones are plans, each from the step at which it was made; where plans were chosen by their value,
+    the thin lines are the candidates, the darker the better. Without plans nothing is drawn, nor
+    where ``rollout.keep_episodes`` is 0.
 
     Args:
-        num_plans: panels of the picture.
+        num_plans: plans in the picture, at most.
     """
 
     def __init__(self, num_plans: int = 6) -> None:
@@ -45,13 +50,18 @@ class PlanFigure(pl.Callback):
         if not trainer.is_global_zero:
             return
         rollouts = [c for c in trainer.callbacks if isinstance(c, Rollout)]  # type: ignore[attr-defined]
-        maze = Maze.of(trainer.datamodule.make_env())  # type: ignore[attr-defined]
-        if not rollouts or rollouts[0].evaluation is None or maze is None:
+        if not rollouts or rollouts[0].evaluation is None:
             return
-        episodes = [e for e in rollouts[0].evaluation.episodes if e.plans and e.path]
+        episodes = [e for e in rollouts[0].evaluation.episodes if e.snapshots]
         if not episodes:
             return
-        figure = draw_plans(maze, episodes[: self.num_plans])
+        env = trainer.datamodule.make_env()  # type: ignore[attr-defined]
+        maze = Maze.of(env)
+        env.close()
+        if maze is not None:
+            figure = draw_plans(maze, episodes[: self.num_plans])
+        else:
+            figure = draw_imagined(episodes[0], num_plans=self.num_plans)
         folder.mkdir(parents=True, exist_ok=True)
         figure.savefig(folder / f"{name}.png", dpi=110)
         for logger in trainer.loggers:

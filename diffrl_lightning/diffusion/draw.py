@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -86,5 +86,9 @@ def draw(
     }
     if sampler == "ddpm":
         shared |= {"temperature": temperature, "generator": generator}
-    samplers = {"ddpm": ddpm_sample, "ddim": ddim_sample, "dpmpp": dpmpp_sample}
+    samplers: dict[str, Callable[..., Tensor]] = {
+        "ddpm": ddpm_sample,
+        "ddim": ddim_sample,
+        "dpmpp": dpmpp_sample,
+    }
     return samplers[sampler](diffusion, denoise, x, **shared)

@@ -15,6 +15,20 @@ from torch import Tensor
 
 from diffrl_lightning.types import Policy
 
+_MOST_SNAPSHOTS = 50  # an episode
+_MOST_CANDIDATES = 32  # a snapshot
+
+
+@dataclass
+class PlanSnapshot:
+    """A plan as it was made, for pictures."""
+
+    step: int  # of the episode, at which it was made
+    stride: int  # environment steps from one step of the plan to the next
+    observations: np.ndarray  # (H, O)
+    candidates: np.ndarray | None = None  # (K, H, O), the worst first: what it was chosen from
+    values: np.ndarray | None = None  # (K,), rising: what it was chosen by
+
 
 @dataclass
 class Episode:
@@ -28,6 +42,7 @@ class Episode:
     success: bool | None = None  # None where the environment does not say
     path: list[np.ndarray] = field(default_factory=list)  # observations, where they were kept
     plans: list[np.ndarray] = field(default_factory=list)  # (H, 2) planned positions
+    snapshots: list[PlanSnapshot] = field(default_factory=list)  # where the path is kept
 
 
 @dataclass
@@ -45,6 +60,7 @@ def evaluate(
     seeds: Sequence[int],
     *,
     keep_paths: int = 0,
+    snapshot_every: int = 20,
     progress: Callable[[int], Any] | None = None,
 ) -> Evaluation:
     """Run one episode for each seed, as many at once as there are environments.
@@ -56,7 +72,8 @@ def evaluate(
         policy: a fresh policy.
         envs: environments with autoreset disabled.
         seeds: one an episode.
-        keep_paths: of how many of the first episodes the observations are kept.
+        keep_paths: of how many of the first episodes the observations and some plans are kept.
+        snapshot_every: steps from one plan that is kept to the next, at least.
         progress: called with the number of steps made, after each.
     """
     if not seeds:
@@ -82,7 +99,7 @@ def evaluate(
         actions = policy.act(torch.from_numpy(observations)).cpu().numpy()
         result.decision_seconds += time.perf_counter() - begin
         result.num_decisions += sum(episode is not None for episode in running)
-        _record_plans(policy, running)
+        _record_plans(policy, running, keep_paths, snapshot_every)
         actions = np.clip(actions, space.low, space.high).astype(space.dtype)
         following, rewards, terminations, truncations, infos = envs.step(actions)
         ended = terminations | truncations
@@ -98,13 +115,37 @@ def evaluate(
     return result
 
 
-def _record_plans(policy: Policy, running: Sequence[Episode | None]) -> None:
+def _record_plans(
+    policy: Policy, running: Sequence[Episode | None], keep_paths: int, snapshot_every: int
+) -> None:
     """Take in the plans that a planner has just made, but for idle environments."""
     for rows, plan in getattr(policy, "new_plans", ()):
-        for row, states in zip(rows.tolist(), plan.observations, strict=True):
+        for k, (row, states) in enumerate(zip(rows.tolist(), plan.observations, strict=True)):
             episode = running[row]
-            if episode is not None:
-                episode.plans.append(states[:, :2].numpy().copy())
+            if episode is None:
+                continue
+            episode.plans.append(states[:, :2].numpy().copy())
+            if episode.index < keep_paths and _snapshot_is_due(episode, snapshot_every):
+                episode.snapshots.append(_snapshot(policy, plan, k, episode.length))
+
+
+def _snapshot_is_due(episode: Episode, snapshot_every: int) -> bool:
+    if not episode.snapshots:
+        return True
+    passed = episode.length - episode.snapshots[-1].step
+    return passed >= snapshot_every and len(episode.snapshots) < _MOST_SNAPSHOTS
+
+
+def _snapshot(policy: Policy, plan: Any, k: int, step: int) -> PlanSnapshot:
+    """Copy the k-th plan, with candidates evenly over the ranks of their values."""
+    stride, states = getattr(policy, "stride", 1), plan.observations[k].numpy().copy()
+    if plan.candidates is None or plan.values is None:
+        return PlanSnapshot(step, stride, states)
+    ranked = plan.values[k].argsort()
+    count = min(len(ranked), _MOST_CANDIDATES)
+    kept = ranked[torch.linspace(0, len(ranked) - 1, count).round().long()]
+    candidates, values = plan.candidates[k, kept], plan.values[k, kept]
+    return PlanSnapshot(step, stride, states, candidates.numpy(), values.numpy())
 
 
 def _record(

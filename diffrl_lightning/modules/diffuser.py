@@ -18,6 +18,7 @@ from diffrl_lightning.diffusion import (
     draw,
     inpaint,
     make_betas,
+    randn,
     value_guided,
 )
 from diffrl_lightning.modules.base import DiffusionModule
@@ -170,6 +171,7 @@ class Diffuser(DiffusionModule):
         temperature: float = 1.0,
         warm_start_steps: int = 0,
         num_candidates: int = 1,
+        choice_temperature: float = 0.0,
         value: ValueFn | None = None,
         value_guidance_scale: float = 0.0,
         num_guide_steps: int = 2,
@@ -190,7 +192,9 @@ class Diffuser(DiffusionModule):
             temperature: standard deviation of the noise, 1 as in training.
             warm_start_steps: with ``previous``, denoise it for only this many of the evaluations,
                 from the noise level at which they begin; 0 plans afresh.
-            num_candidates: plans made for each state, of which ``value`` chooses the best.
+            num_candidates: plans made for each state, of which ``value`` chooses one.
+            choice_temperature: 0 takes the candidate of the highest value; above 0 it is drawn with
+                probability proportional to exp(value / choice_temperature).
             value: of normalised trajectories, ``TrajectoryValue.value``.
             value_guidance_scale: length of a step along the value's gradient; 0 for none.
             num_guide_steps: such steps before each evaluation.
@@ -239,8 +243,9 @@ class Diffuser(DiffusionModule):
         clean = torch.full((len(x),), -1, device=x.device)
         values = value(x, clean).unflatten(0, (-1, num_candidates))
         actions, states = self.trajectory.split(x.unflatten(0, (-1, num_candidates)))
-        rows, best = torch.arange(len(values), device=x.device), values.argmax(1)
-        return Plan(states[rows, best], actions[rows, best], states, values)
+        rows = torch.arange(len(values), device=x.device)
+        chosen = _choose(values, choice_temperature, generator)
+        return Plan(states[rows, chosen], actions[rows, chosen], states, values)
 
     def make_policy(
         self,
@@ -253,6 +258,7 @@ class Diffuser(DiffusionModule):
         temperature: float = 1.0,
         value_ckpt: str | None = None,
         num_candidates: int = 1,
+        choice_temperature: float = 0.0,
         value_guidance_scale: float = 0.0,
         num_guide_steps: int = 2,
         scale_by_variance: bool = True,
@@ -273,7 +279,10 @@ class Diffuser(DiffusionModule):
             num_inference_steps: network evaluations for a plan.
             temperature: standard deviation of the noise.
             value_ckpt: checkpoint of the ``TrajectoryValue`` that guides and chooses.
-            num_candidates: plans made for each state, of which the value chooses the best.
+            num_candidates: plans made for each state, of which the value chooses one.
+            choice_temperature: 0 takes the candidate of the highest value; above 0 it is drawn with
+                probability proportional to exp(value / choice_temperature), so that differences
+                smaller than that, which may be errors of the value, decide nothing.
             value_guidance_scale: length of a step along the value's gradient; 0 only chooses.
             num_guide_steps: such steps before each evaluation.
             scale_by_variance: multiply the gradient by the posterior's variance.
@@ -306,6 +315,7 @@ class Diffuser(DiffusionModule):
             temperature=temperature,
             warm_start_steps=warm_start_steps,
             num_candidates=num_candidates,
+            choice_temperature=choice_temperature,
             value=value,
             value_guidance_scale=value_guidance_scale,
             num_guide_steps=num_guide_steps,
@@ -353,3 +363,13 @@ class Diffuser(DiffusionModule):
 def _repeat(rows: Tensor | None, times: int) -> Tensor | None:
     """Each row several times in a row; None stays None."""
     return None if rows is None else rows.repeat_interleave(times, 0)
+
+
+def _choose(values: Tensor, temperature: float, generator: Generators) -> Tensor:
+    """One of K candidates (N,) by their values (N, K): the best, or a draw from their softmax."""
+    if temperature == 0:
+        return values.argmax(1)
+    # The largest of logits with Gumbel noise is a draw from their softmax.
+    normal = randn(values.shape, generator=generator, like=values)
+    uniform = torch.special.ndtr(normal).clamp(1e-6, 1 - 1e-6)
+    return (values / temperature - (-uniform.log()).log()).argmax(1)

@@ -164,7 +164,7 @@ class PlannerPolicy:
             elapsed=elapsed.to(self.device),
             previous=self._previous(rows),
         )
-        plan = Plan(*(None if part is None else part.float().cpu() for part in made))
+        plan = Plan(*(part if part is None else part.float().cpu() for part in made))  # type: ignore[arg-type]
         if self._plan is None:
             n = len(observations)
             parts = (plan.observations, plan.actions)

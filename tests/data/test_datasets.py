@@ -6,6 +6,7 @@ import torch
 from test_episodes import make
 
 from diffrl_lightning.data import Transitions, Windows
+from diffrl_lightning.data.episodes import concatenate
 from diffrl_lightning.data.sampler import BatchSampler
 from diffrl_lightning.types import InputError
 
@@ -44,6 +45,23 @@ def test_windows(padding, horizon, stride):
         assert batch["returns"][i] == togo[episodes.offsets[e] + s]
     alone = windows[2]
     assert torch.equal(alone["observations"], batch["observations"][2])
+
+
+def test_windows_know_their_origin_and_the_penalty_of_their_end():
+    """Windows of episodes 0 and 2 alone, of two datasets; the latter's episode really ended."""
+    ended = np.zeros(4, bool)
+    ended[-1] = True
+    episodes = concatenate([make((7, 5)), make((4,), terminations=ended)])
+    windows = Windows(episodes, np.array([0, 2]), horizon=3, discount=0.5, termination_penalty=-8.0)
+    batch = windows[torch.arange(len(windows))]
+    assert batch["origins"].tolist() == [0] * 5 + [1] * 2
+    assert batch["origins"].dtype == torch.long
+    togo = episodes.returns_to_go(0.5)
+    np.testing.assert_allclose(batch["returns"][:5], togo[:5])
+    # rewards 1, 2, 3, 4 - 8 from the first step and from the second
+    assert batch["returns"][5:].tolist() == [1 + 1 + 0.75 - 0.5, 2 + 1.5 - 1]
+    assert batch["rewards"][5].tolist() == [1, 2, 3], "a penalty of the return alone"
+    assert windows[6]["origins"].item() == 1
 
 
 def test_zero_padding_leaves_the_data_alone():

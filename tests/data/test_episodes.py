@@ -37,6 +37,43 @@ def test_returns_and_returns_to_go_by_hand():
     np.testing.assert_allclose(episodes.returns_to_go(0.9), expected, rtol=1e-6)
 
 
+def test_termination_penalty_is_a_last_reward_of_episodes_that_ended():
+    """It reaches back through the discount, and only where an episode was not cut short."""
+    terminations = np.zeros(10, bool)
+    terminations[7] = True  # the last step of the second of three episodes
+    plain = make(terminations=terminations)
+    penalised = plain.returns_to_go(0.9, termination_penalty=-100.0)
+    expected = plain.returns_to_go(0.9).astype(np.float64)
+    expected[3:8] -= 100 * 0.9 ** np.arange(4, -1, -1)
+    np.testing.assert_allclose(penalised, expected, rtol=1e-6)
+    assert plain.rewards.tolist() == list(range(1, 11)), "rewards are left as they are"
+    assert plain.returns.tolist() == [6, 30, 19]
+    rewards = plain.rewards.copy()
+    rewards[7] -= 100
+    same = make(rewards=rewards).returns_to_go(0.9)
+    np.testing.assert_allclose(penalised, same, rtol=1e-6)
+
+
+def test_origins_are_places_in_the_list():
+    assert make().origins.tolist() == [0, 0, 0]
+    both = concatenate([make((3, 5)), make((2,)), make((4, 1))])
+    assert both.origins.tolist() == [0, 0, 1, 2, 2]
+    assert concatenate([make((3, 5))]).origins.tolist() == [0, 0]
+
+
+def test_origins_survive_joining():
+    def continuous(lengths):
+        """Episodes of which the second begins where the first ended, and the third elsewhere."""
+        observations = make(lengths).observations.copy()
+        observations[lengths[0] + 1] = observations[lengths[0]]
+        return make(lengths, observations=observations)
+
+    both = concatenate([continuous((3, 5, 2)), continuous((4, 1, 6, 3))])
+    joined = both.joined(100)
+    assert joined.lengths.tolist() == [8, 2, 5, 6, 3]
+    assert joined.origins.tolist() == [0, 0, 1, 1, 1]
+
+
 def test_concatenate():
     first, second = make((3, 5)), make((2,))
     both = concatenate([first, second])

@@ -5,6 +5,7 @@ import h5py
 import minari
 import numpy as np
 import pytest
+import torch
 from conftest import write_d4rl
 from minari.data_collector import EpisodeBuffer
 
@@ -80,6 +81,48 @@ def test_list_of_datasets(tmp_path):
     data.setup("fit")
     assert len(data.episodes) == 7
     np.testing.assert_array_equal(data.episodes.rewards[300:], load(second).rewards)
+
+
+def test_medium_and_expert_as_a_list(tmp_path):
+    """Both datasets are in the batches, each window with the number of the dataset it is from."""
+    paths = [
+        write_d4rl(tmp_path / f"{name}.hdf5", episodes=6, length=20, rewards=np.full(120, reward))
+        for name, reward in (("medium", 1.0), ("expert", 2.0))
+    ]
+    data = SequenceData([str(p) for p in paths], horizon=4, discount=1.0, batch_size=64)
+    data.setup("fit")
+    assert data.num_origins == 2
+    assert data.episodes.origins.tolist() == [0] * 6 + [1] * 6
+    for loader in (data.train_dataloader(), data.val_dataloader()):
+        for batch in loader:
+            reward = batch["origins"] + 1.0
+            assert torch.equal(batch["rewards"], reward[:, None].expand(-1, 4))
+            assert ((batch["returns"] / reward) % 1 == 0).all()
+    origins = torch.cat([batch["origins"] for batch in data.train_dataloader()])
+    assert origins.bincount().min() > 0.3 * len(origins)
+    assert SequenceData(str(paths[0]), horizon=4).num_origins == 1
+
+
+def test_returns_of_the_training_episodes_alone(tmp_path):
+    """Ten episodes of 20 steps, the e-th with rewards e, so that those held out would be seen."""
+    rewards = np.repeat(np.arange(1.0, 11), 20)
+    terminals, timeouts = np.zeros(200, bool), np.zeros(200, bool)
+    terminals[39] = True  # the second episode ended, the others were cut short
+    timeouts[19::20] = ~terminals[19::20]
+    path = write_d4rl(
+        tmp_path / "a.hdf5", length=20, rewards=rewards, terminals=terminals, timeouts=timeouts
+    )
+    data = SequenceData(
+        str(path), horizon=4, discount=0.5, termination_penalty=-7.0, val_fraction=0.3
+    )
+    data.setup("fit")
+    assert len(data.val_indices) == 3
+    assert 1 in data.train_indices
+    left = np.arange(20)[::-1]  # steps that follow
+    expected = [
+        (e + 1) * (2 - 0.5**left) - 7 * 0.5**left * (e == 1) for e in data.train_indices.tolist()
+    ]
+    np.testing.assert_allclose(data.training_returns(), np.concatenate(expected), rtol=1e-6)
 
 
 def write_npz(path, **arrays):

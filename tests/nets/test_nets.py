@@ -1,20 +1,64 @@
 """Networks: published sizes, horizons, and the weight average."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
 
-from diffrl_lightning.nets import EMA, TemporalUnet, check_horizon
+from diffrl_lightning.nets import (
+    EMA,
+    ConditionalDenoiser,
+    DiT1d,
+    InverseDynamics,
+    TemporalUnet,
+    TemporalValue,
+    check_horizon,
+    make_backbone,
+)
+from diffrl_lightning.nets.temporal_unet import LinearAttention
 from diffrl_lightning.types import InputError
 
 
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+def decision_diffuser(observation_dim):
+    net = TemporalUnet(observation_dim, dim=128, dim_mults=(1, 4, 8), cond_dim=128)
+    return ConditionalDenoiser(net, condition_dims={"returns": 1}, embed_dim=128, drop_prob=0.25)
+
+
+def perturbed(net):
+    """The network with every parameter moved, so that nothing is zero because it began so."""
+    g = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for p in net.parameters():
+            p += 0.1 * torch.randn(p.shape, generator=g)
+    return net
+
+
 @pytest.mark.parametrize(
-    ("transition_dim", "mults", "parameters"),
-    [(6, (1, 4, 8), 3_682_118), (14, (1, 2, 4, 8), 3_956_302), (23, (1, 2, 4, 8), 3_958_327),
-     (23, (1, 4, 8), 3_685_943)],
-)  # fmt: skip
-def test_published_parameter_counts(transition_dim, mults, parameters):
-    net = TemporalUnet(transition_dim, dim=32, dim_mults=mults)
+    ("make", "parameters"),
+    [
+        (partial(TemporalUnet, 6, dim_mults=(1, 4, 8)), 3_682_118),
+        (partial(TemporalUnet, 14), 3_956_302),
+        (partial(TemporalUnet, 23), 3_958_327),
+        (partial(TemporalUnet, 23, dim_mults=(1, 4, 8)), 3_685_943),
+        (partial(TemporalUnet, 23, dim_mults=(1, 4, 8), attention=True), 4_114_423),
+        (partial(TemporalValue, 14, horizon=32), 2_294_817),
+        (partial(TemporalValue, 23, horizon=32), 2_296_545),
+        (partial(TemporalValue, 23, horizon=4, dim_mults=(1, 4, 8)), 2_180_833),
+        (partial(decision_diffuser, 11), 59_732_491),
+        (partial(decision_diffuser, 17), 59_737_873),
+        (partial(InverseDynamics, 11, 3), 72_451),
+        (partial(InverseDynamics, 17, 6), 76_294),
+    ],
+)
+def test_published_parameter_counts(make, parameters):
+    with torch.device("meta"):  # shapes alone
+        net = make()
     assert sum(p.numel() for p in net.parameters()) == parameters
 
 
@@ -43,6 +87,169 @@ def test_horizon_is_refused_with_the_nearest_good_ones():
         check_horizon(30, (1, 2, 4, 8))
     with pytest.raises(InputError, match="use 8"):
         check_horizon(5, (1, 2, 4, 8))
+
+
+def test_linear_attention_is_its_formula():
+    """Keys are a softmax over time, head by head; values are mixed by keys^T values alone."""
+    net = perturbed(LinearAttention(6, num_heads=2, head_dim=3)).double()
+    x = torch.randn(4, 6, 5, dtype=torch.float64)  # (B, C, H)
+    centred = x - x.mean(1, keepdim=True)
+    h = centred / (centred.square().mean(1, keepdim=True) + 1e-5).sqrt()
+    h = h * net.norm.weight[:, None] + net.norm.bias[:, None]
+    weight = net.qkv.weight.view(3, 2, 3, 6)
+    q, k, v = torch.einsum("phdc,bcn->pbhdn", weight, h)
+    k = k.exp() / k.exp().sum(-1, keepdim=True)
+    scores = torch.einsum("bhdn,bhdm->bhnm", q / 3**0.5, k)  # the quadratic form of the same
+    attended = torch.einsum("bhnm,bhem->bhen", scores, v).reshape(4, 6, 5)
+    out = torch.einsum("oc,bcn->bon", net.out.weight[..., 0], attended) + net.out.bias[:, None]
+    torch.testing.assert_close(net(x), x + out)
+
+
+def test_unet_with_attention_and_condition():
+    net = TemporalUnet(6, dim=8, dim_mults=(1, 2), attention=True, cond_dim=5)
+    x, t, cond = torch.randn(3, 8, 6), torch.tensor([0, 5, 9]), torch.randn(3, 5)
+    out = net(x, t, cond)
+    assert not torch.allclose(out, net(x, t, cond.flip(0)))
+    torch.testing.assert_close(out[1:2], net(x[1:2], t[1:2], cond[1:2]), atol=1e-5, rtol=1e-5)
+    out.square().sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in net.parameters())
+
+
+@pytest.mark.parametrize("horizon", [1, 5, 8, 33])
+def test_dit_takes_any_horizon_and_begins_at_zero(horizon):
+    net = DiT1d(6, dim=16, depth=2, num_heads=2, cond_dim=5)
+    x = torch.randn(2, horizon, 6)
+    out = net(x, torch.tensor([0, 3]), torch.randn(2, 5))
+    assert torch.equal(out, torch.zeros_like(x))
+    assert perturbed(net)(x, torch.tensor([0, 3]), torch.randn(2, 5)).shape == x.shape
+
+
+def test_dit_depends_on_step_condition_and_position_and_rows_do_not_mix():
+    net = perturbed(DiT1d(6, dim=16, depth=2, num_heads=2, cond_dim=5))
+    x, t, cond = torch.randn(3, 8, 6), torch.tensor([0, 5, 9]), torch.randn(3, 5)
+    out = net(x, t, cond)
+    assert (out - net(x, t.flip(0), cond)).abs()[[0, 2]].amax((1, 2)).min() > 1e-3
+    assert (out - net(x, t, cond.flip(0))).abs()[[0, 2]].amax((1, 2)).min() > 1e-3
+    torch.testing.assert_close(out[1:2], net(x[1:2], t[1:2], cond[1:2]), atol=1e-5, rtol=1e-5)
+    out.square().sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in net.parameters())
+    # Attention itself knows no order: what is left without positions is equivariant.
+    assert (net(x.flip(1), t, cond) - out.flip(1)).abs().max() > 1e-3
+    net.position.frequencies.zero_()
+    expected = net(x, t, cond).flip(1)
+    torch.testing.assert_close(net(x.flip(1), t, cond), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("horizon", [1, 4, 5, 7, 30])
+def test_value_of_any_horizon(horizon):
+    net = perturbed(TemporalValue(6, horizon=horizon, dim=32, dim_mults=(1, 2)))
+    x, t = torch.randn(3, horizon, 6), torch.tensor([-1, 5, 9])
+    out = net(x, t)
+    assert out.shape == (3,)
+    assert (out - net(x, t.flip(0))).abs()[[0, 2]].max() > 1e-3
+    torch.testing.assert_close(out[1:2], net(x[1:2], t[1:2]), atol=1e-4, rtol=1e-4)
+    out.square().sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in net.parameters())
+    assert (net.head[0].weight.grad != 0).any(0).all(), "the head sees the step's embedding too"
+
+
+def test_inverse_dynamics_sees_each_state_and_the_next():
+    net = InverseDynamics(3, 2, hidden_dim=8)
+    states = torch.randn(4, 5, 3)
+    actions = net(states)
+    assert actions.shape == (4, 4, 2)
+    pair = torch.cat([states[:, 2], states[:, 3]], -1)
+    torch.testing.assert_close(actions[:, 2], nn.Sequential(*net)(pair))
+
+
+class Shown(nn.Module):
+    """A network that returns the condition's embedding it was shown, at every step."""
+
+    def forward(self, x, t, cond):
+        return cond[:, None].expand(-1, x.shape[1], -1)
+
+
+def conditional(drop_prob, **condition_dims):
+    net = ConditionalDenoiser(
+        Shown(), condition_dims=condition_dims, embed_dim=8, drop_prob=drop_prob
+    )
+    return partial(net, torch.zeros(2000, 1, 8), torch.zeros(2000)), net
+
+
+def test_a_condition_that_is_always_dropped_is_exactly_none():
+    unet = TemporalUnet(6, dim=8, dim_mults=(1, 2), cond_dim=8)
+    net = ConditionalDenoiser(unet, condition_dims={"a": 1, "b": 3}, embed_dim=8, drop_prob=1.0)
+    x, t = torch.randn(4, 8, 6), torch.arange(4)
+    given = {"a": torch.randn(4, 1), "b": torch.randn(4, 3)}
+    dropped = net(x, t, given)
+    assert torch.equal(dropped, net(x, t, {}))
+    assert torch.equal(dropped, unet(x, t, torch.zeros(4, 8)))
+    net.eval()
+    kept = net(x, t, given)
+    embedding = net.encoders["a"](given["a"]) + net.encoders["b"](given["b"])
+    torch.testing.assert_close(kept, unet(x, t, embedding))
+    assert (kept - dropped).abs().max() > 1e-4
+
+
+def test_a_dropped_condition_leaves_no_trace():
+    """Dropped samples have neither a value nor a gradient of their condition."""
+    forward, net = conditional(0.25, a=3)
+    a = torch.randn(2000, 3, requires_grad=True)
+    out = forward({"a": a})
+    (gradient,) = torch.autograd.grad(out.square().sum(), a)
+    dropped = (out == 0).all(2).all(1)
+    assert dropped.float().mean().item() == pytest.approx(0.25, abs=0.04)  # 4 standard errors
+    assert (gradient[dropped] == 0).all()
+    assert (gradient[~dropped].abs().sum(1) > 0).all()
+    torch.testing.assert_close(out[~dropped][:, 0], net.encoders["a"](a[~dropped]))
+
+
+def test_conditions_are_dropped_one_by_one():
+    forward, _ = conditional(0.5, a=1, b=1)
+    given = {name: torch.randn(2000, 1, requires_grad=True) for name in "ab"}
+    gradients = torch.autograd.grad(forward(given).square().sum(), list(given.values()))
+    a, b = (gradient[:, 0] == 0 for gradient in gradients)
+    for share in (a & b, a & ~b, ~a & b, ~a & ~b):
+        assert share.float().mean().item() == pytest.approx(0.25, abs=0.04)
+
+
+@pytest.mark.parametrize(
+    ("drop_prob", "training", "share"), [(0.0, True, 0), (0.5, False, 0), (0.5, True, 0.5)]
+)
+def test_conditions_are_dropped_in_training_alone(drop_prob, training, share):
+    forward, net = conditional(drop_prob, a=1)
+    net.train(training)
+    dropped = (forward({"a": torch.randn(2000, 1)}) == 0).all(2)
+    assert dropped.float().mean().item() == pytest.approx(share, abs=0.05 * (share > 0))
+
+
+BACKBONE = {"horizon": 8, "dim": 16, "dim_mults": (1, 2), "attention": False, "depth": 1,
+            "num_heads": 2}  # fmt: skip
+
+
+@pytest.mark.parametrize("backbone", ["unet", "dit"])
+@pytest.mark.parametrize("cond_dim", [0, 5])
+def test_backbones_by_name(backbone, cond_dim):
+    net = make_backbone(backbone, 6, **BACKBONE, cond_dim=cond_dim)
+    assert isinstance(net, {"unet": TemporalUnet, "dit": DiT1d}[backbone])
+    x, cond = torch.randn(2, 8, 6), torch.randn(2, cond_dim) if cond_dim else None
+    assert net(x, torch.tensor([0, 3]), cond).shape == x.shape
+
+
+@pytest.mark.parametrize(
+    ("backbone", "kwargs", "message"),
+    [
+        ("mlp", {}, "choose unet or dit"),
+        ("unet", {"horizon": 7}, "use 6 or 8"),
+        ("unet", {"dim": 12}, "multiple of 8"),
+        ("dit", {"num_heads": 3}, r"multiple of 2 \* num_heads=3"),
+        ("dit", {"dim": 17}, "dim=17 must be a multiple"),
+    ],
+)
+def test_unsuitable_backbones_are_refused(backbone, kwargs, message):
+    with pytest.raises(InputError, match=message):
+        make_backbone(backbone, 6, **(BACKBONE | kwargs))
+    assert make_backbone("dit", 6, **(BACKBONE | {"horizon": 7})), "no horizon is wrong for it"
 
 
 def test_ema_follows_decay_interval_and_start():

@@ -26,7 +26,8 @@ class Recorder:
                 "noise": [torch.rand((), generator=g).item() for g in generator],
             }
         )
-        rows = observations[:, :1] * 10 + 100 * c
+        now = observations if observations.ndim == 2 else observations[:, -1]
+        rows = now[:, :1] * 10 + 100 * c
         steps = torch.arange(H)
         return Plan((rows + steps)[..., None].repeat(1, 1, 4), (rows + steps)[..., None])
 
@@ -95,6 +96,62 @@ def test_a_neighbour_that_begins_does_not_take_a_warm_start_away():
     assert cold["observations"][:, 0].tolist() == [1]
     assert warm["previous"].actions.shape == (1, H, 1)
     assert [rows.tolist() for rows, _ in policy.new_plans] == [[1], [0]]
+
+
+def count_on(policy, steps, begin):
+    """Act in two environments whose states count on from ``begin``."""
+    for step in range(steps):
+        states = (torch.tensor(begin) + step)[:, None].float().repeat(1, 4)
+        policy.act(torch.cat([states, torch.full((2, 2), 9.0)], 1))
+
+
+def test_history_is_a_stride_apart_and_begins_with_its_first_state():
+    plan = Recorder()
+    policy = PlannerPolicy(plan, observation_dim=4, stride=2, replan_every=1, n_obs_steps=3)
+    policy.reset(everyone(2), [0, 1])
+    count_on(policy, 7, [10, 50])
+    assert [call["observations"][0, :, 0].tolist() for call in plan.calls] == [
+        [10, 10, 10],
+        [10, 10, 11],
+        [10, 10, 12],
+        [10, 11, 13],
+        [10, 12, 14],
+        [11, 13, 15],
+        [12, 14, 16],
+    ]
+    assert [call["observations"][1, 0, 0].item() for call in plan.calls] == [50] * 5 + [51, 52]
+    assert all(call["observations"].shape == (2, 3, 4) for call in plan.calls), "without the goal"
+    assert [call["goals"].tolist() for call in plan.calls] == [[[9, 9], [9, 9]]] * 7
+    assert [call["elapsed"].tolist() for call in plan.calls] == [
+        [c, c] for c in (0, 0, 1, 1, 2, 2, 3)
+    ]
+
+
+def test_history_goes_on_between_plans_and_beside_an_episode_that_begins():
+    plan = Recorder()
+    policy = PlannerPolicy(plan, observation_dim=4, stride=2, replan_every=3, n_obs_steps=3)
+    policy.reset(everyone(2), [0, 1])
+    count_on(policy, 5, [10, 50])  # plans at 0 and 3
+    assert plan.calls[1]["observations"][..., 0].tolist() == [[10, 11, 13], [50, 51, 53]]
+    policy.reset(torch.tensor([False, True]), [0, 2])
+    count_on(policy, 5, [15, 80])
+    # the one at its steps 6 and 9; the other, begun anew beside the first's step 5, at 0 and 3
+    found = [(c["observations"][..., 0].tolist(), c["elapsed"].tolist()) for c in plan.calls[2:]]
+    assert found == [
+        ([[80, 80, 80]], [0]),
+        ([[12, 14, 16]], [3]),
+        ([[80, 81, 83]], [1]),
+        ([[15, 17, 19]], [4]),
+    ]
+
+
+def test_history_of_another_number_of_environments_begins_anew():
+    plan = Recorder()
+    policy = PlannerPolicy(plan, observation_dim=4, replan_every=1, n_obs_steps=2)
+    policy.act(observe(2) + 7)
+    policy.act(observe(3))
+    assert plan.calls[1]["observations"][..., 0].tolist() == [[0, 0], [1, 1], [2, 2]]
+    assert plan.calls[1]["elapsed"].tolist() == [0, 0, 0]
 
 
 def test_tracking_interpolates_between_planned_states_and_stops_at_the_end():

@@ -1,0 +1,213 @@
+"""Plans outside mazes: what an evaluation keeps of them, and how they are drawn over time."""
+
+from unittest.mock import patch
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import torch
+from gymnasium.vector import AutoresetMode
+from lightning.pytorch.loggers import TensorBoardLogger
+from matplotlib.collections import LineCollection
+from modules.role_tester import quiet_trainer
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from diffrl_lightning import Diffuser, PlanFigure, Rollout, SequenceData, TrajectoryValue
+from diffrl_lightning.callbacks import plan_figure
+from diffrl_lightning.callbacks.rollout import roll_out
+from diffrl_lightning.callbacks.trajectory_figure import draw_imagined
+from diffrl_lightning.envs.evaluate import Episode, PlanSnapshot, evaluate
+from diffrl_lightning.envs.make import EnvConfig
+from diffrl_lightning.policies.planner import Plan
+
+SIZE = {"dim": 16, "dim_mults": (1, 2), "num_train_timesteps": 8, "horizon": 8}
+
+
+class Planner:
+    """Makes a plan at every third step; environment n's plan at call c is all 10 n + c."""
+
+    stride = 2
+
+    def __init__(self, n, num_candidates=0):
+        self.n, self.num_candidates, self.calls, self.made = n, num_candidates, 0, []
+
+    def reset(self, mask, seeds=None):
+        pass
+
+    def act(self, observations):
+        rows = torch.arange(self.n if self.calls % 3 == 0 else 0)
+        states = (10 * rows + self.calls).float()[:, None, None].repeat(1, 5, 3)
+        self.calls += 1
+        plan = Plan(states, states[..., :1])
+        if self.num_candidates:
+            shape = (len(rows), self.num_candidates)
+            plan = Plan(*plan[:2], torch.rand(*shape, 5, 3), torch.rand(shape))
+        self.new_plans = [(rows, plan)]
+        self.made.append(plan)
+        return torch.zeros(self.n, 1)
+
+
+def run(policy, steps, **options):
+    kwargs = {"max_episode_steps": steps}
+    envs = EnvConfig("Pendulum-v1", kwargs).make_vector(policy.n)
+    assert envs.metadata["autoreset_mode"] == AutoresetMode.DISABLED
+    return evaluate(policy, envs, list(range(policy.n)), keep_paths=1, **options).episodes
+
+
+def test_snapshots_of_the_kept_episodes_alone_and_some_steps_apart():
+    kept, other = run(Planner(2), 70)
+    assert [s.step for s in kept.snapshots] == [0, 21, 42, 63]
+    assert all(s.stride == 2 and s.observations.shape == (5, 3) for s in kept.snapshots)
+    assert [s.observations[0, 0] for s in kept.snapshots] == [0, 21, 42, 63]
+    assert all(s.candidates is None and s.values is None for s in kept.snapshots)
+    assert other.snapshots == []
+    assert len(other.plans) == len(kept.plans) == 24
+
+
+def test_there_are_never_many_snapshots():
+    (episode,) = run(Planner(1), 190, snapshot_every=1)
+    assert [s.step for s in episode.snapshots] == list(range(0, 150, 3))
+
+
+@pytest.mark.parametrize(("made", "kept"), [(1, 1), (4, 4), (32, 32), (100, 32)])
+def test_of_the_candidates_the_best_and_the_worst_are_kept(made, kept):
+    policy = Planner(2, made)
+    snapshot = run(policy, 1)[0].snapshots[0]
+    candidates, values = (part[0].numpy() for part in policy.made[0][2:])
+    assert snapshot.candidates.shape == (kept, 5, 3)
+    order = values.argsort()
+    ranks = [order.tolist().index(np.flatnonzero(values == v).item()) for v in snapshot.values]
+    assert ranks[0] == 0
+    assert ranks[-1] == made - 1
+    assert set(np.diff(ranks)) <= {made // kept, made // kept + 1}
+    np.testing.assert_array_equal(snapshot.candidates, candidates[order[ranks]])
+
+
+def episode_of(steps, *, horizon=8, stride=1, num_candidates=0, dims=6):
+    """An episode of walks, of which each dimension spreads more than the one before."""
+    rng = np.random.default_rng(0)
+    path = rng.normal(size=(90, dims)).cumsum(0) * 2.0 ** np.arange(dims)
+    snapshots = []
+    for step in steps:
+        shape = (num_candidates, horizon, dims - 2)
+        candidates = rng.normal(size=shape) if num_candidates else None
+        values = np.sort(rng.normal(size=num_candidates)) if num_candidates else None
+        plan = rng.normal(size=(horizon, dims - 2))
+        snapshots.append(PlanSnapshot(step, stride, plan, candidates, values))
+    return Episode(0, 0, length=90, episode_return=-3.5, path=list(path), snapshots=snapshots)
+
+
+def plans_in(axis):
+    """The steps of the plans that a panel shows."""
+    return [line.get_xdata().tolist() for line in axis.lines[1:] if len(line.get_xdata()) > 1]
+
+
+def test_panels_plans_and_candidates():
+    episode = episode_of([0, 20, 40, 60], num_candidates=5)
+    figure = draw_imagined(episode, num_dims=2, num_plans=3)
+    first, second, bar = figure.axes
+    assert [axis.get_ylabel() for axis in (first, second)] == ["observation 2", "observation 3"]
+    assert bar.get_ylabel().startswith("value of candidate")
+    assert "return -3.5" in figure.get_suptitle()
+    for axis, dim in ((first, 2), (second, 3)):
+        executed = np.array(episode.path)[:48, dim]
+        np.testing.assert_array_equal(axis.lines[0].get_ydata(), executed)
+        assert plans_in(axis) == [list(range(k, k + 8)) for k in (0, 20, 40)]
+        np.testing.assert_array_equal(
+            axis.lines[1].get_ydata(), episode.snapshots[0].observations[:, dim]
+        )
+        shaded = [c for c in axis.collections if isinstance(c, LineCollection)]
+        assert [len(c.get_segments()) for c in shaded] == [5, 5, 5]
+        np.testing.assert_array_equal(shaded[1].get_array(), episode.snapshots[1].values)
+        np.testing.assert_array_equal(
+            shaded[1].get_segments()[4][:, 1], episode.snapshots[1].candidates[4, :, dim]
+        )
+    names = [f"x{i}" for i in range(4)]
+    axes = draw_imagined(episode, names=names, window=21).axes
+    assert [axis.get_ylabel() for axis in axes[:-1]] == names
+    assert plans_in(axes[0]) == [list(range(8)), list(range(20, 28))]
+
+
+def test_plans_that_overlap_are_left_out_and_one_is_always_drawn():
+    figure = draw_imagined(episode_of([0, 20, 40, 60], stride=4))
+    assert len(figure.axes) == 4, "and without candidates there is no bar"
+    assert plans_in(figure.axes[0]) == [list(range(0, 32, 4)), list(range(40, 72, 4))]
+    figure = draw_imagined(episode_of([0, 20], horizon=256))
+    assert plans_in(figure.axes[0]) == [list(range(256))]
+    figure = draw_imagined(episode_of([0, 20, 40, 60], horizon=2, dims=3))
+    assert plans_in(figure.axes[0]) == [[0, 1], [20, 21]], "a short plan can still be made out"
+    figure.canvas.draw()
+
+
+@pytest.fixture
+def roles(tmp_path, pendulum_file):
+    """A Diffuser, the checkpoint of its value, and their data."""
+    data = SequenceData(
+        str(pendulum_file), horizon=8, batch_size=32, env_kwargs={"max_episode_steps": 50}
+    )
+    for role in (TrajectoryValue, Diffuser):
+        module = role(3, 1, **SIZE, normalizer="limits")
+        trainer = quiet_trainer(tmp_path, max_steps=1, limit_val_batches=0)
+        trainer.fit(module, datamodule=data)
+        trainer.save_checkpoint(tmp_path / f"{role.__name__}.ckpt")
+    return module, str(tmp_path / "TrajectoryValue.ckpt"), data
+
+
+POLICY = {"num_candidates": 4, "replan_every": 4, "num_inference_steps": 2}
+
+
+def test_snapshots_of_a_diffuser(roles):
+    module, value_ckpt, data = roles
+    policy = module.eval().make_policy(value_ckpt=value_ckpt, **POLICY)
+    with torch.no_grad():
+        evaluation, _ = roll_out(policy, data, [0, 1, 2], keep_episodes=2, show_progress=False)
+    first, second, third = evaluation.episodes
+    assert third.snapshots == []
+    for episode in (first, second):
+        assert [s.step for s in episode.snapshots] == [0, 20, 40]
+        for snapshot in episode.snapshots:
+            assert snapshot.candidates.shape == (4, 8, 3)
+            assert (np.diff(snapshot.values) >= 0).all()
+            np.testing.assert_array_equal(snapshot.observations, snapshot.candidates[-1])
+            now = episode.path[snapshot.step]
+            np.testing.assert_allclose(snapshot.observations[0], now, atol=1e-3)
+    axes = draw_imagined(first).axes
+    assert len(axes) == 4, "three dimensions and the bar"
+
+
+@pytest.mark.parametrize("keep_episodes", [0, 2])
+def test_the_callback_draws_outside_mazes(roles, tmp_path, keep_episodes):
+    module, value_ckpt, data = roles
+    rollout = Rollout(
+        num_episodes=2,
+        keep_episodes=keep_episodes,
+        policy_kwargs={"value_ckpt": value_ckpt, **POLICY},
+    )
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        logger=TensorBoardLogger(tmp_path / "logs"),
+        callbacks=[rollout, PlanFigure()],
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.test(module, datamodule=data, verbose=False)
+    pictures = [path.name for path in (tmp_path / "logs").rglob("*.png")]
+    assert pictures == ["plans_test.png"] * bool(keep_episodes)
+    events = EventAccumulator(trainer.log_dir).Reload()
+    assert events.Tags()["images"] == ["plans/test"] * bool(keep_episodes)
+
+
+def test_the_callback_still_draws_mazes(tmp_path):
+    pytest.importorskip("gymnasium_robotics")
+    data = SequenceData("pointmaze/umaze", horizon=8, padding="edge", generate_steps=6000)
+    module = Diffuser(4, 2, 2, **SIZE)
+    options = {"num_episodes": 2, "policy_kwargs": {"num_inference_steps": 2}}
+    trainer = quiet_trainer(tmp_path, max_steps=1, callbacks=[Rollout(**options), PlanFigure()])
+    with (
+        patch.object(plan_figure, "draw_plans", wraps=plan_figure.draw_plans) as draw_plans,
+        patch.object(plan_figure, "draw_imagined") as draw_imagined,
+    ):
+        trainer.test(module, datamodule=data, verbose=False)
+    assert draw_plans.call_count == 1
+    assert not draw_imagined.called
+    assert (tmp_path / "plans_test.png").is_file()
