@@ -43,7 +43,7 @@ def compare(
     """Evaluate checkpoints under several choices of sampling.
 
     Writes ``<output>.json`` after every row, ``<output>.png`` with returns against milliseconds, and
-    prints a table in Markdown.
+    prints a table in Markdown. Runs on one thread.
 
     Args:
         rows: a YAML file of names, each with keywords of the role's ``make_policy``.
@@ -61,7 +61,7 @@ def compare(
     """
     variants = _read_rows(rows, only)
     source = SequenceData(dataset, env_kwargs=env_kwargs)
-    seeds = ["" if s is None else str(s) for s in train_seeds or [None]]
+    seeds: list[Any] = list(train_seeds or [None])
     models = {s: DiffusionModule.load_from_checkpoint(ckpt_path.format(seed=s)) for s in seeds}
     results: dict[str, dict[str, Any]] = {}
     for name, kwargs in variants.items():

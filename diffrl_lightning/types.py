@@ -18,7 +18,7 @@ Constraint = Callable[[Tensor], Tensor]
 """Overwrites the known entries of a sample: ``(B, *S) -> (B, *S)``."""
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
-"""Source of noise: one generator, or one for each row of the batch, or torch's global one."""
+"""Source of noise: one generator, one for each of equal groups of rows, or torch's global one."""
 
 
 class InputError(ValueError):

@@ -85,18 +85,35 @@ def test_constructors_take_plain_values_that_are_documented(name):
                 assert f"{argument}:" in cls.__doc__, f"{name} does not explain {argument}"
 
 
-CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
+CONFIGS = sorted(p for p in (ROOT / "configs").rglob("*.yaml") if p.parent.name != "compare")
+
+
+def files_with(path):
+    """An overlay names no class: the experiment that it belongs to comes before it."""
+    if "class_path" in yaml.safe_load(path.read_text()).get("model", {}):
+        return [path]
+    if path.parent.name != "overlays":
+        return [path.parent / "mujoco_paper.yaml", path]
+    bases = {"halfcheetah": "diffuser/mujoco.yaml"}
+    return [ROOT / "configs" / bases.get(path.stem, "quickstart.yaml"), path]
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: f"{p.parent.name}-{p.stem}")
 def test_shipped_configurations_parse(path):
     pytest.importorskip("gymnasium_robotics")
-    base = ROOT / "configs" / "quickstart.yaml"
-    files = [path] if "model" in yaml.safe_load(path.read_text()) else [base, path]
-    args = ["fit", *(a for f in files for a in ("-c", str(f)))]
+    args = ["fit", *(a for f in files_with(path) for a in ("-c", str(f)))]
     config = parse(args)
     assert config.fit.model.class_path
     assert config.fit.data.init_args.dataset
+
+
+@pytest.mark.parametrize("name", ["diffuser", "decision_diffuser"])
+def test_rows_of_comparisons_are_keywords_of_the_policy(name):
+    role = {"diffuser": diffrl_lightning.Diffuser}.get(name, diffrl_lightning.DecisionDiffuser)
+    keywords = set(inspect.signature(role.make_policy).parameters)
+    for path in (ROOT / "configs" / "compare").glob(f"{name}*.yaml"):
+        for row, kwargs in yaml.safe_load(path.read_text()).items():
+            assert set(kwargs) <= keywords, row
 
 
 def parse(args):

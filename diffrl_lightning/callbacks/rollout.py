@@ -100,7 +100,8 @@ class Rollout(pl.Callback):
         seeds = list(range(seed, seed + num_episodes))[trainer.global_rank :: trainer.world_size]
         devices = [pl_module.device] if pl_module.device.type == "cuda" else []
         was_training = pl_module.training
-        with torch.random.fork_rng(devices), torch.no_grad():
+        precision = trainer.precision_plugin.forward_context()
+        with torch.random.fork_rng(devices), torch.no_grad(), precision:
             self.evaluation, metrics = roll_out(
                 pl_module.eval().make_policy(**self.policy_kwargs),
                 trainer.datamodule,  # type: ignore[attr-defined]

@@ -121,6 +121,7 @@ class Episodes:
         firsts = self.offsets[:-1] + np.arange(len(self))
         lasts = self.offsets[1:] + np.arange(len(self))
         same = (self.observations[lasts[:-1]] == self.observations[firsts[1:]]).all(1)
+        same &= self.origins[:-1] == self.origins[1:]
         open_ended = ~self.terminations[self.offsets[1:-1] - 1] & self.final_observed[:-1]
         starts = [0]
         for episode in np.arange(1, len(self)):

@@ -21,18 +21,23 @@ def randn(shape: Sequence[int], *, generator: Generators = None, like: Tensor) -
     """
     if generator is None or isinstance(generator, torch.Generator):
         return torch.randn(*shape, generator=generator, device=like.device, dtype=like.dtype)
-    if shape[0] % len(generator):
-        raise InputError(
-            f"{len(generator)} generators for a batch of {shape[0]}: give one a row, or one for each "
-            "of several equal groups of rows."
-        )
-    size = (shape[0] // len(generator), *shape[1:])
+    size = (_rows_each(shape[0], generator), *shape[1:])
     return torch.cat([torch.randn(*size, generator=g, device=g.device) for g in generator]).to(like)
 
 
-def randint(high: int, like: Tensor, generator: Generators) -> Tensor:
-    """Uniform integers (B,) below ``high`` on the device of ``like`` (B, *S)."""
+def randint(high: int, like: Tensor, generator: Generators = None) -> Tensor:
+    """Uniform integers (B,) below ``high`` on the device of ``like`` (B, *S); as :func:`randn`."""
     if generator is None or isinstance(generator, torch.Generator):
         return torch.randint(high, like.shape[:1], device=like.device, generator=generator)
-    rows = [torch.randint(high, (), device=g.device, generator=g) for g in generator]
-    return torch.stack(rows).to(like.device)
+    size = (_rows_each(len(like), generator),)
+    rows = [torch.randint(high, size, device=g.device, generator=g) for g in generator]
+    return torch.cat(rows).to(like.device)
+
+
+def _rows_each(rows: int, generators: Sequence[torch.Generator]) -> int:
+    if not generators or rows % len(generators):
+        raise InputError(
+            f"{len(generators)} generators for a batch of {rows}: give one a row, or one for each "
+            "of several equal groups of rows."
+        )
+    return rows // len(generators)

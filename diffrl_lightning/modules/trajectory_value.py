@@ -101,7 +101,7 @@ class TrajectoryValue(DiffusionModule):
     def compute_loss(self, batch: SequenceBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Squared error of the value at a uniformly drawn noise level, the clean one among them."""
         x0 = self.trajectory.join(batch["actions"], batch["observations"])
-        t = randint(self.diffusion.num_train_timesteps + 1, x0, None) - 1
+        t = randint(self.diffusion.num_train_timesteps + 1, x0) - 1
         xt = self.diffusion.add_noise(x0, randn(x0.shape, like=x0), t)
         error = self.value_net(inpaint(x0, self.known)(xt), t) - self._target(batch["returns"])
         return error.square().mean(), {"value_error": error.detach().abs().mean()}

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from diffrl_lightning.types import InputError
+
 
 class ConditionalDenoiser(nn.Module):
     """A denoiser with conditions that are dropped at random in training (Ho & Salimans 2022).
@@ -19,12 +21,17 @@ class ConditionalDenoiser(nn.Module):
         condition_dims: name and width of each kind of condition.
         embed_dim: C.
         drop_prob: chance that a sample's condition is dropped, for each kind by itself.
+
+    Raises:
+        InputError: if that is no probability.
     """
 
     def __init__(
         self, net: nn.Module, *, condition_dims: Mapping[str, int], embed_dim: int, drop_prob: float
     ) -> None:
         super().__init__()
+        if not 0 <= drop_prob <= 1:
+            raise InputError(f"The chance to drop a condition must lie in [0, 1], not {drop_prob}.")
         self.net, self.embed_dim, self.drop_prob = net, embed_dim, drop_prob
         self.encoders = nn.ModuleDict(
             {name: _encoder(width, embed_dim) for name, width in condition_dims.items()}

@@ -66,8 +66,8 @@ class DiT1d(nn.Module):
         cond_dim: int = 0,
     ) -> None:
         super().__init__()
-        if dim % (2 * num_heads):
-            raise InputError(f"{dim=} must be a multiple of 2 * {num_heads=}.")
+        if dim < 4 or num_heads < 1 or dim % (2 * num_heads):
+            raise InputError(f"{dim=} must be at least 4 and a multiple of 2 * {num_heads=}.")
         self.position = SinusoidalEmbedding(dim)
         self.embed = embed_step(dim)
         self.embed_cond = nn.Linear(cond_dim, dim) if cond_dim else None
@@ -80,7 +80,7 @@ class DiT1d(nn.Module):
     def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
         """Trajectories (B, H, D) at steps (B,), conditions (B, cond_dim) -> prediction (B, H, D)."""
         embedding = self.embed(t)
-        if self.embed_cond is not None and cond is not None:
+        if self.embed_cond is not None:
             embedding = embedding + self.embed_cond(cond)
         h = self.embed_x(x) + self.position(torch.arange(x.shape[1], device=x.device)).to(x.dtype)
         for block in self.blocks:

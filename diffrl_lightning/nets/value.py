@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from diffrl_lightning.nets.embeddings import embed_step
 from diffrl_lightning.nets.temporal_unet import ResidualBlock
+from diffrl_lightning.types import InputError
 
 
 class TemporalValue(nn.Module):
@@ -24,6 +25,9 @@ class TemporalValue(nn.Module):
         dim: width of the first level, a multiple of 8.
         dim_mults: width of each level in multiples of ``dim``.
         kernel_size: of the convolutions, odd.
+
+    Raises:
+        InputError: if the last level is too narrow.
     """
 
     def __init__(
@@ -36,6 +40,13 @@ class TemporalValue(nn.Module):
         kernel_size: int = 5,
     ) -> None:
         super().__init__()
+        if dim % 8 or dim_mults[-1] * dim % 32:
+            raise InputError(
+                f"{dim=} must be a multiple of 8, and of 32 with the last of {dim_mults=}: the levels "
+                "and a quarter of the last are normalised in 8 groups."
+            )
+        if kernel_size % 2 == 0:
+            raise InputError(f"{kernel_size=} must be odd.")
         self.embed = embed_step(dim)
 
         def level(in_dim: int, out_dim: int, blocks: int) -> nn.ModuleList:

@@ -92,6 +92,8 @@ class PlannerPolicy:
             raise InputError(f"{replan_every=} must be at least 1, or null for open loop.")
         if warm_start and replan_every is None:
             raise InputError("warm_start needs replan_every: an open-loop plan has none before it.")
+        if n_obs_steps < 1:
+            raise InputError(f"{n_obs_steps=} must be at least 1.")
         self.plan, self.observation_dim, self.stride = plan, observation_dim, stride
         self.execute, self.replan_every, self.warm_start = execute, replan_every, warm_start
         self.lookahead, self.kp, self.kd = lookahead, kp, kd

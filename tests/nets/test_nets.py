@@ -243,7 +243,7 @@ def test_backbones_by_name(backbone, cond_dim):
         ("unet", {"horizon": 7}, "use 6 or 8"),
         ("unet", {"dim": 12}, "multiple of 8"),
         ("dit", {"num_heads": 3}, r"multiple of 2 \* num_heads=3"),
-        ("dit", {"dim": 17}, "dim=17 must be a multiple"),
+        ("dit", {"dim": 17}, "dim=17 must be at least 4 and a multiple"),
     ],
 )
 def test_unsuitable_backbones_are_refused(backbone, kwargs, message):
