@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ def compare(
     """
     variants = _read_rows(rows, only)
     source = SequenceData(dataset, env_kwargs=env_kwargs)
-    seeds: list[Any] = list(train_seeds or [None])
+    seeds: Sequence[int | None] = train_seeds or [None]
     models = {s: DiffusionModule.load_from_checkpoint(ckpt_path.format(seed=s)) for s in seeds}
     results: dict[str, dict[str, Any]] = {}
     for name, kwargs in variants.items():

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from diffrl_lightning.types import Policy
 
-_MOST_SNAPSHOTS = 50  # an episode
+_MOST_SNAPSHOTS = 12  # an episode
 _MOST_CANDIDATES = 32  # a snapshot
 
 
