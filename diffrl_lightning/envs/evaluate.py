@@ -143,8 +143,8 @@ def _snapshot(policy: Policy, plan: Any, k: int, step: int) -> PlanSnapshot:
         return PlanSnapshot(step, stride, states)
     ranked = plan.values[k].argsort()
     count = min(len(ranked), _MOST_CANDIDATES)
-    kept = ranked[torch.linspace(0, len(ranked) - 1, count).round().long()]
-    candidates, values = plan.candidates[k, kept], plan.values[k, kept]
+    kept = ranked[torch.linspace(0, len(ranked) - 1, count).round().long().to(ranked.device)]
+    candidates, values = (part[k, kept].float().cpu() for part in (plan.candidates, plan.values))
     return PlanSnapshot(step, stride, states, candidates.numpy(), values.numpy())
 
 

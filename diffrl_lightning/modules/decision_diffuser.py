@@ -208,22 +208,16 @@ class DecisionDiffuser(DiffusionModule):
     ) -> Plan:
         """Plans from states, in environment units; their first step is now.
 
+        Keywords that are not here are those of :meth:`make_policy`.
+
         Args:
             observations: current states (N, O), or the last C of them (N, C, O), the oldest first.
             goals: none.
-            target_return: label of the return; None leaves it out.
-            guidance_scale: weight of the return's condition.
-            skills: weights of skills by their number; negative is NOT.
-            sampler: how to denoise.
-            num_inference_steps: network evaluations, default T.
-            temperature: standard deviation of the noise, 1 as in training.
-            warm_start_steps: with ``previous``, denoise it for only this many of the evaluations,
-                from the noise level at which they begin; 0 plans afresh.
             net: the network, default the averaged one.
             generator: source of noise, one for all or one a state.
             elapsed: steps of a plan (N,) since the episode's first; states from before it do not count.
             previous: earlier plans, moved on to now.
-        """
+        """  # noqa: D417
         states = observations if observations.ndim == 3 else observations[:, None]
         n, c = states.shape[:2]
         seen = torch.full((n,), c, device=states.device)
@@ -303,14 +297,15 @@ class DecisionDiffuser(DiffusionModule):
 
         Args:
             target_return: label of the return, 1 the highest of the data; default 0.9 where the model
-                knows returns.
+                knows returns, else none.
             guidance_scale: weight of the return's condition: 0 is unconditional, 1 conditional.
             skills: weights of skills by their number, as ``{0: 1.5, 2: -0.5}``; negative is NOT.
             replan_every: environment steps between plans.
-            warm_start_steps: evaluations spent on a new plan that starts from the last; 0 is afresh.
+            warm_start_steps: a new plan starts from the last one, noised to the level at which so many
+                evaluations are left; 0 plans afresh.
             sampler: how to denoise.
-            num_inference_steps: network evaluations for a plan.
-            temperature: standard deviation of the noise.
+            num_inference_steps: network evaluations for a plan, default T.
+            temperature: standard deviation of the noise, 1 as in training.
             compile: compile the network, on CUDA into graphs.
         """
         if target_return is None and "return" in self.conditions:

@@ -184,28 +184,18 @@ class Diffuser(DiffusionModule):
     ) -> Plan:
         """Plans of H steps from states (N, O) to goals (N, G), in environment units.
 
+        Keywords that are not here are those of :meth:`make_policy`.
+
         Args:
             observations: current states.
             goals: positions to end at, the state's first G entries.
-            sampler: how to denoise.
-            num_inference_steps: network evaluations, default T.
-            temperature: standard deviation of the noise, 1 as in training.
-            warm_start_steps: with ``previous``, denoise it for only this many of the evaluations,
-                from the noise level at which they begin; 0 plans afresh.
-            num_candidates: plans made for each state, of which ``value`` chooses one.
-            choice_temperature: 0 takes the candidate of the highest value; above 0 it is drawn with
-                probability proportional to exp(value / choice_temperature).
             value: of normalised trajectories, ``TrajectoryValue.value``.
-            value_guidance_scale: length of a step along the value's gradient; 0 for none.
-            num_guide_steps: such steps before each evaluation.
-            scale_by_variance: multiply the gradient by the posterior's variance.
-            guidance_stop: no guidance at diffusion steps below this one.
             denoise: the network, default the averaged one.
             generator: source of noise, one for all or one a state.
             elapsed: steps of a plan (N,) since the first plan was made: the goal is kept from as
                 much earlier on, so that a new plan does not put the arrival off.
             previous: earlier plans, moved on to now.
-        """
+        """  # noqa: D417
         each = partial(_repeat, times=num_candidates)
         states = observations.repeat_interleave(num_candidates, 0)
         constraint = self._constraint(states, each(goals), each(elapsed))
@@ -274,10 +264,11 @@ class Diffuser(DiffusionModule):
             execute: play the planned ``actions``, or track the planned ``states`` with a PD law,
                 for point masses; default: states where there is a goal, else actions.
             replan_every: environment steps between plans; None plans once, at the start.
-            warm_start_steps: evaluations spent on a new plan that starts from the last; 0 is afresh.
+            warm_start_steps: a new plan starts from the last one, noised to the level at which so many
+                evaluations are left; 0 plans afresh.
             sampler: how to denoise.
-            num_inference_steps: network evaluations for a plan.
-            temperature: standard deviation of the noise.
+            num_inference_steps: network evaluations for a plan, default T.
+            temperature: standard deviation of the noise, 1 as in training.
             value_ckpt: checkpoint of the ``TrajectoryValue`` that guides and chooses.
             num_candidates: plans made for each state, of which the value chooses one.
             choice_temperature: 0 takes the candidate of the highest value; above 0 it is drawn with

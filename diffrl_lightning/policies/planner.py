@@ -166,7 +166,9 @@ class PlannerPolicy:
             elapsed=elapsed.to(self.device),
             previous=self._previous(rows),
         )
-        plan = Plan(*(part if part is None else part.float().cpu() for part in made))  # type: ignore[arg-type]
+        plan = made._replace(
+            observations=made.observations.float().cpu(), actions=made.actions.float().cpu()
+        )
         if self._plan is None:
             n = len(observations)
             parts = (plan.observations, plan.actions)
