@@ -189,7 +189,7 @@ class DecisionDiffuser(DiffusionModule):
         info = {"diffusion_loss": diffusion_loss.detach(), "inverse_loss": inverse_loss.detach()}
         return (diffusion_loss + inverse_loss) / 2, info
 
-    def plan(
+    def plan(  # noqa: D417
         self,
         observations: Tensor,
         goals: Tensor | None = None,
@@ -217,7 +217,7 @@ class DecisionDiffuser(DiffusionModule):
             generator: source of noise, one for all or one a state.
             elapsed: steps of a plan (N,) since the episode's first; states from before it do not count.
             previous: earlier plans, moved on to now.
-        """  # noqa: D417
+        """
         states = observations if observations.ndim == 3 else observations[:, None]
         n, c = states.shape[:2]
         seen = torch.full((n,), c, device=states.device)

@@ -161,7 +161,7 @@ class Diffuser(DiffusionModule):
         )
         return loss.mean(), {}
 
-    def plan(
+    def plan(  # noqa: D417
         self,
         observations: Tensor,
         goals: Tensor | None = None,
@@ -195,7 +195,7 @@ class Diffuser(DiffusionModule):
             elapsed: steps of a plan (N,) since the first plan was made: the goal is kept from as
                 much earlier on, so that a new plan does not put the arrival off.
             previous: earlier plans, moved on to now.
-        """  # noqa: D417
+        """
         each = partial(_repeat, times=num_candidates)
         states = observations.repeat_interleave(num_candidates, 0)
         constraint = self._constraint(states, each(goals), each(elapsed))

@@ -19,6 +19,21 @@ def quiet_trainer(tmp_path, **options):
     )
 
 
+def ready(datamodule):
+    """The datamodule with its data read."""
+    datamodule.prepare_data()
+    datamodule.setup("fit")
+    return datamodule
+
+
+def saved(module, path):
+    """The path of a checkpoint of a module as it is."""
+    checkpoint = {"state_dict": module.state_dict(), "hyper_parameters": dict(module.hparams)}
+    module.on_save_checkpoint(checkpoint)
+    torch.save(checkpoint, path)
+    return str(path)
+
+
 def check_role(module, datamodule, tmp_path, *, acts=True):
     """Fit, save, reload, act: the same for every role."""
     trainer = quiet_trainer(tmp_path, max_steps=2, limit_val_batches=1)
@@ -34,7 +49,7 @@ def check_role(module, datamodule, tmp_path, *, acts=True):
 
 
 def loss_falls_on_one_batch(module, batch, steps=60):
-    optimizer = torch.optim.Adam(module.denoiser.parameters(), lr=3e-3)
+    optimizer = torch.optim.Adam([p for p in module.parameters() if p.requires_grad], lr=3e-3)
     losses = []
     for _ in range(steps):
         torch.manual_seed(0)
