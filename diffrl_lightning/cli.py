@@ -56,9 +56,10 @@ class DiffRLCLI(LightningCLI):
             config.checkpoint.monitor, config.checkpoint.mode = "val/loss", "min"
 
     def before_fit(self) -> None:
-        """Refuse, before training, a test that has no environment."""
+        """Refuse, before training, a test that has no environment or of a role that does not act."""
         if self._get(self.config, "test_after_fit"):
             self.datamodule.make_env().close()
+            self.model.make_policy()
 
     def after_fit(self) -> None:
         """Test the best checkpoint, where that was asked for."""

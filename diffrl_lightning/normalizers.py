@@ -155,6 +155,7 @@ class CDFNormalizer(Normalizer):
     def unnormalize(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., D) within the data's limits."""
         last = self.quantiles.shape[1] - 1
+        x = x.to(self.quantiles.dtype)  # autocast may have lowered it
         position = ((x.reshape(-1, self.dim).T + 1) / 2 * last).clamp(0, last)
         low = position.long()
         knots = self.quantiles

@@ -5,7 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-CONFIG = Path(__file__).parent / "configs" / "diffuser.yaml"
+CONFIGS = Path(__file__).parent / "configs"
+CONFIG = CONFIGS / "diffuser.yaml"
 
 
 def diffrl_command(*args):
@@ -23,5 +24,5 @@ def diffrl(*args, cwd, check=True, timeout=240):
     return result
 
 
-def fit_args(dataset, *more):
-    return ["fit", "-c", str(CONFIG), f"--data.dataset={dataset}", *more]
+def fit_args(dataset, *more, role="diffuser"):
+    return ["fit", "-c", str(CONFIGS / f"{role}.yaml"), f"--data.dataset={dataset}", *more]

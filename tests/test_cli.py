@@ -1,6 +1,7 @@
 """The command line: fit, test, reload, and one clear sentence for each bad input."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,10 +9,18 @@ import torch
 from conftest import write_d4rl
 from helpers import CONFIG, diffrl, fit_args
 
-from diffrl_lightning import DiffusionModule
+from diffrl_lightning import DecisionDiffuser, DiffusionModule, TrajectoryValue
 from diffrl_lightning.cli import main
 
+CHECKPOINTS = Path("runs/diffrl/version_0/checkpoints")
+SHORT = ("--data.env_kwargs.max_episode_steps=40", "--rollout.num_episodes=2")
+TWO_STEPS = ("--trainer.max_steps=2", "--trainer.val_check_interval=2", "--test_after_fit=true")
 KEYS = {"return_mean", "return_sem", "decision_ms", "num_episodes", "seeds", "versions"}
+
+
+def guided_by(value):
+    options = {"value_ckpt": value, "num_candidates": 2, "value_guidance_scale": 0.5}
+    return [f"--rollout.policy_kwargs.{name}={option}" for name, option in options.items()]
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +56,90 @@ def test_a_checkpoint_alone_acts(run):
     assert type(module).__name__ == "Diffuser"
     action = module.make_policy(execute="actions").act(torch.zeros(2, 3))
     assert action.shape == (2, 1)
+
+
+@pytest.fixture(scope="module")
+def value(tmp_path_factory, pendulum_file):
+    """The checkpoint of a value for the Diffuser of ``run``."""
+    folder = tmp_path_factory.mktemp("value")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        main(fit_args(pendulum_file, "--model.normalizer=limits", role="trajectory_value"))
+    return folder / CHECKPOINTS / "best.ckpt"
+
+
+def test_a_value_goes_round(value):
+    module = DiffusionModule.load_from_checkpoint(value)
+    assert isinstance(module, TrajectoryValue)
+    assert module.value(torch.zeros(2, 8, 4), torch.tensor([-1, 7])).shape == (2,)
+
+
+@pytest.mark.parametrize("test_after_fit", [True, False])
+def test_a_value_is_not_rolled_out(
+    test_after_fit, value, tmp_path, monkeypatch, capsys, pendulum_file
+):
+    monkeypatch.chdir(tmp_path)
+    args = fit_args(pendulum_file, f"--test_after_fit={test_after_fit}", role="trajectory_value")
+    if not test_after_fit:
+        args = ["test", *args[1:], f"--ckpt_path={value}", "--model.normalizer=limits"]
+    assert "TrajectoryValue does not act: roll out a role that does." in fail(*args, capsys=capsys)
+    assert not list(tmp_path.rglob("*.ckpt")), "nothing was trained"
+
+
+@pytest.mark.parametrize("inference_mode", [False, True])
+def test_a_value_guides_from_the_command_line(
+    inference_mode, run, value, tmp_path, monkeypatch, pendulum_file
+):
+    monkeypatch.chdir(tmp_path)
+    args = fit_args(pendulum_file, *SHORT, *guided_by(value), "--rollout.results_path=guided.json")
+    checkpoint = run / "checkpoints" / "best.ckpt"
+    main(["test", *args[1:], f"--ckpt_path={checkpoint}", f"--trainer.{inference_mode=}"])
+    results = json.loads((tmp_path / "guided.json").read_text())
+    assert results["policy_kwargs"]["value_ckpt"] == str(value)
+    assert results["return_mean"] < 0
+
+
+def test_decision_diffuser_goes_round(tmp_path, monkeypatch, pendulum_file):
+    monkeypatch.chdir(tmp_path)
+    args = fit_args(pendulum_file, *SHORT, role="decision_diffuser")
+    main([*args, "--test_after_fit=true"])
+    checkpoint = tmp_path / CHECKPOINTS / "best.ckpt"
+    expected = json.loads((checkpoint.parents[1] / "results.json").read_text())
+    assert expected["role"] == "DecisionDiffuser"
+    main(["test", *args[1:], f"--ckpt_path={checkpoint}", "--rollout.results_path=again.json"])
+    found = json.loads((tmp_path / "again.json").read_text())
+    assert found["return_mean"] == expected["return_mean"]
+    module = DiffusionModule.load_from_checkpoint(checkpoint)
+    assert isinstance(module, DecisionDiffuser)
+    assert module.make_policy().act(torch.zeros(2, 3)).shape == (2, 1)
+
+
+def test_skills_from_the_command_line(tmp_path, monkeypatch, capsys, pendulum_file):
+    """A list of datasets, weights of its skills, and then one of them alone."""
+    monkeypatch.chdir(tmp_path)
+    datasets = [str(pendulum_file), str(write_d4rl(tmp_path / "other.hdf5", seed=1))]
+    skills = "--rollout.policy_kwargs={skills: {0: 1.5, 1: -0.5}, num_inference_steps: 2}"
+    options = ("--model.conditions=[return,skill]", skills)
+    main(fit_args(datasets, *SHORT, *TWO_STEPS, *options, role="decision_diffuser"))
+    results = json.loads((tmp_path / CHECKPOINTS.parent / "results.json").read_text())
+    assert results["policy_kwargs"]["skills"] == {"0": 1.5, "1": -0.5}
+    args = fit_args(pendulum_file, *SHORT, role="decision_diffuser")
+    said = fail("test", *args[1:], f"--ckpt_path={CHECKPOINTS / 'last.ckpt'}", capsys=capsys)
+    assert "was trained with num_origins=2, the data have 1" in said
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "bf16-mixed"])
+@pytest.mark.parametrize("role", ["diffuser", "decision_diffuser"])
+def test_low_precision(role, precision, value, tmp_path, monkeypatch, pendulum_file):
+    monkeypatch.chdir(tmp_path)
+    options = [*SHORT, *TWO_STEPS, f"--trainer.precision={precision}"]
+    options += guided_by(value) if role == "diffuser" else []
+    main(fit_args(pendulum_file, *options, role=role))
+    results = json.loads((tmp_path / CHECKPOINTS.parent / "results.json").read_text())
+    assert results["return_mean"] < 0
+    state = torch.load(CHECKPOINTS / "last.ckpt", weights_only=True)["state_dict"]
+    weights = {value.dtype for key, value in state.items() if key.startswith("denoiser.")}
+    assert weights == {torch.bfloat16 if precision == "bf16-true" else torch.float32}
 
 
 def fail(*args, capsys):

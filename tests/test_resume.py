@@ -57,7 +57,15 @@ def test_sigkill_and_resume_is_bit_exact(tmp_path, pendulum_file, accumulate):
     assert torch.equal(*moments)
 
 
-def test_resume_from_every_kind_of_step(tmp_path, monkeypatch, pendulum_file):
+@pytest.mark.parametrize(
+    ("role", "last", "steps"),
+    [
+        ("diffuser", 40, (13, 15, 26, 27, 30)),
+        ("decision_diffuser", 30, (15, 27)),
+        ("trajectory_value", 30, (13, 26)),
+    ],
+)
+def test_resume_from_every_kind_of_step(tmp_path, monkeypatch, pendulum_file, role, last, steps):
     """In mid-epoch, at a validation, at an epoch's end, and in the second epoch."""
     monkeypatch.chdir(tmp_path)
     options = (
@@ -66,13 +74,15 @@ def test_resume_from_every_kind_of_step(tmp_path, monkeypatch, pendulum_file):
         "--checkpoint.save_top_k=-1",
         "--checkpoint.filename=step{step}",
         "--checkpoint.auto_insert_metric_name=false",
-        "--rollout.val_episodes=1",
+        f"--rollout.val_episodes={int(role != 'trajectory_value')}",
+        "--data.env_kwargs.max_episode_steps=60",
+        f"--trainer.max_steps={last}",
     )
-    main(fit_args(pendulum_file, *options))
-    expected = torch.load(run_folder(tmp_path) / "step40.ckpt", weights_only=True)["state_dict"]
-    for version, step in enumerate((13, 15, 26, 27, 30), 1):
+    main(fit_args(pendulum_file, *options, role=role))
+    whole = torch.load(run_folder(tmp_path) / f"step{last}.ckpt", weights_only=True)["state_dict"]
+    for version, step in enumerate(steps, 1):
         first = run_folder(tmp_path) / f"step{step}.ckpt"
-        main(fit_args(pendulum_file, *options, f"--ckpt_path={first}"))
-        resumed = torch.load(run_folder(tmp_path, version) / "step40.ckpt", weights_only=True)
-        for key, value in expected.items():
+        main(fit_args(pendulum_file, *options, f"--ckpt_path={first}", role=role))
+        resumed = torch.load(run_folder(tmp_path, version) / f"step{last}.ckpt", weights_only=True)
+        for key, value in whole.items():
             assert torch.equal(value, resumed["state_dict"][key]), (step, key)

@@ -77,7 +77,8 @@ class DiffusionModule(pl.LightningModule, ABC):
         Raises:
             InputError: if it does not fit.
         """
-        other: Any = DiffusionModule.load_from_checkpoint(path, map_location=self.device)
+        with torch.inference_mode(False):  # its input is to have gradients
+            other: Any = DiffusionModule.load_from_checkpoint(path, map_location=self.device)
         if not hasattr(other, ability):
             raise InputError(
                 f"{path!r} holds a {type(other).__name__}, which has no {ability}: give the checkpoint "
@@ -91,16 +92,17 @@ class DiffusionModule(pl.LightningModule, ABC):
                 )
         theirs = other.state_dict()
         for key, ours in self.state_dict().items():
-            if (
-                key.startswith("trajectory.")
-                and self._fitted()
-                and not torch.equal(ours.cpu(), theirs[key].cpu())
-            ):
+            if not (key.startswith("trajectory.") and self._fitted()):
+                continue
+            # Either may have been trained in a lower precision.
+            low = [x.to("cpu", torch.bfloat16) for x in (ours, theirs[key])]
+            if not torch.equal(*low):
                 raise InputError(
                     f"{path!r} was trained on other data than this {type(self).__name__}: train both "
                     "on the same dataset, with the same val_fraction and seed of the data."
                 )
-        return other.to(self.device, self.float_dtype).requires_grad_(False)
+        with torch.inference_mode(False):
+            return other.to(self.device, self.float_dtype).requires_grad_(False)
 
     def setup(self, stage: str) -> None:
         """Fit the normalisers to the training data, unless a checkpoint brings them."""
@@ -182,8 +184,11 @@ class DiffusionModule(pl.LightningModule, ABC):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse another role's or another environment's checkpoint, and go on with its noise."""
         _check_role(checkpoint, type(self), "the checkpoint")
-        for name in ("observation_dim", "action_dim", "goal_dim"):
-            theirs, ours = (h.get(name) for h in (checkpoint["hyper_parameters"], self.hparams))
+        hparams = checkpoint["hyper_parameters"]
+        for name in ("observation_dim", "action_dim", "goal_dim", "num_origins"):
+            if name not in hparams:  # this role does not take it
+                continue
+            theirs, ours = hparams[name], self.hparams.get(name)
             if theirs != ours:
                 raise InputError(
                     f"The checkpoint was trained with {name}={theirs}, the data have {ours}: give "
