@@ -143,7 +143,8 @@ def test_plan_of_many_environments(benchmark):
     print(f"\nplans of 50 environments: {50 * one / many:.1f} times as fast as one by one")
 
 
-def test_decision_against_the_published_recipe(benchmark, tmp_path):
+@pytest.mark.skipif("not config.getoption('--benchmark-enable', default=False)")
+def test_decision_against_the_published_recipe(benchmark):
     """Five guided DDIM steps of one plan, against 20 DDPM steps of 64 with two guide steps each."""
     module = Diffuser(11, 3, horizon=32, dim_mults=(1, 2, 4, 8), num_train_timesteps=20).eval()
     value = TrajectoryValue(11, 3, horizon=32, dim_mults=(1, 2, 4, 8)).eval()

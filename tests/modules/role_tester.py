@@ -4,6 +4,7 @@ import lightning.pytorch as pl
 import torch
 
 from diffrl_lightning.modules import DiffusionModule
+from diffrl_lightning.nets import EMA
 
 
 def quiet_trainer(tmp_path, **options):
@@ -37,7 +38,9 @@ def saved(module, path):
 def check_role(module, datamodule, tmp_path, *, acts=True):
     """Fit, save, reload, act: the same for every role."""
     trainer = quiet_trainer(tmp_path, max_steps=2, limit_val_batches=1)
+    begun = averages(module)
     trainer.fit(module, datamodule=datamodule)
+    assert all(not torch.equal(*pair) for pair in zip(begun, averages(module), strict=True))
     batch = next(iter(datamodule.train_dataloader()))
     loss_falls_on_one_batch(module, batch)
     every_parameter_gets_a_gradient(module, batch)
@@ -46,6 +49,13 @@ def check_role(module, datamodule, tmp_path, *, acts=True):
     reloaded = checkpoint_reloads_bit_equal(module, path)
     if acts:
         policy_is_deterministic_by_seed(reloaded, datamodule)
+
+
+def averages(module):
+    """All weights of each of the averages."""
+    nets = [part for part in module.modules() if isinstance(part, EMA)]
+    assert nets
+    return [torch.cat([p.flatten() for p in net.parameters()]) for net in nets]
 
 
 def loss_falls_on_one_batch(module, batch, steps=60):
