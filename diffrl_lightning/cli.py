@@ -64,7 +64,10 @@ class DiffRLCLI(LightningCLI):
     def after_fit(self) -> None:
         """Test the best checkpoint, where that was asked for."""
         if self._get(self.config, "test_after_fit"):
-            self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path="best")
+            # Without a validation there is no best one, and the model is tested as it is.
+            checkpoints: Any = self.trainer.checkpoint_callback
+            best = getattr(checkpoints, "best_model_path", None) or None
+            self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best)
 
     def _parse_ckpt_path(self) -> None:
         """Check the checkpoint before anything is built, and take the model's arguments from it."""

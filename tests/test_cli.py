@@ -252,3 +252,11 @@ def test_bad_checkpoints(run, tmp_path, monkeypatch, capsys, pendulum_file):
 class Evil:
     def __reduce__(self):
         return (print, ("code ran",))
+
+
+def test_a_fit_that_never_validated_tests_the_model_as_it_is(tmp_path, monkeypatch, pendulum_file):
+    monkeypatch.chdir(tmp_path)
+    main(fit_args(pendulum_file, "--test_after_fit=true", "--trainer.max_steps=2"))
+    results = json.loads((tmp_path / "runs/diffrl/version_0/results.json").read_text())
+    assert results["checkpoint"] is None
+    assert results["global_step"] == 2

@@ -194,7 +194,7 @@ class DecisionDiffuser(DiffusionModule):
         observations: Tensor,
         goals: Tensor | None = None,
         *,
-        target_return: float | None = 1.0,
+        target_return: float | None = None,
         guidance_scale: float = 1.2,
         skills: Mapping[int, float] | None = None,
         sampler: Sampler = "ddim",

@@ -289,6 +289,11 @@ class Diffuser(DiffusionModule):
                 "execute=states needs a state of positions and velocities, one pair for each action, "
                 f"not {self.observation_dim} entries for {self.action_dim}: use execute=actions."
             )
+        if num_candidates < 1 or choice_temperature < 0 or num_guide_steps < 0:
+            raise InputError(
+                f"{num_candidates=} must be at least 1, {choice_temperature=} and {num_guide_steps=} "
+                "at least 0."
+            )
         if value_ckpt is not None:
             value = self.load_companion(value_ckpt, "value", same=_SAME_IN_VALUE).value
         elif num_candidates == 1 and not value_guidance_scale:

@@ -113,7 +113,7 @@ class TrajectoryValue(DiffusionModule):
             xt: noised trajectories.
             t: steps; -1 is the clean trajectory.
         """
-        return self.ema(xt, t)
+        return self.ema(xt, t).float()  # in a lower precision values that are close would tie
 
     def _target(self, returns: Tensor) -> Tensor:
         if self.returns is None:

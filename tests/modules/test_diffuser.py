@@ -111,6 +111,9 @@ def test_bad_input(tmp_path):
         small().plan(torch.zeros(1, 4))
     with pytest.raises(InputError, match="between 1 and the 8 steps"):
         small().make_policy(num_inference_steps=9)
+    for bad in ({"num_candidates": 0}, {"choice_temperature": -1.0}, {"num_guide_steps": -1}):
+        with pytest.raises(InputError, match="at least"):
+            small().make_policy(**bad)
     with pytest.raises(InputError, match="use execute=actions"):
         small(observation_dim=11, action_dim=3, goal_dim=0).make_policy(execute="states")
     assert small(normalizer="gaussian").clip is None

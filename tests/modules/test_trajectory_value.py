@@ -40,10 +40,11 @@ def test_role(tmp_path, pendulum_file, horizon):
 def test_level_minus_one_is_the_trajectory_as_it_is():
     """What the actions say is learnt where they are clean, and can not be seen under pure noise."""
     module = small(ema_start=1)
-    batch = {"observations": torch.zeros(32, 8, 3), "actions": torch.rand(32, 8, 1) * 2 - 1}
+    actions = (torch.rand(32, 8, 1) * 2 - 1).repeat(4, 1, 1)
+    batch = {"observations": torch.zeros(128, 8, 3), "actions": actions}
     batch["returns"] = 3 * batch["actions"].mean((1, 2))
-    optimizer = torch.optim.Adam(module.value_net.parameters(), lr=3e-3)
-    for _ in range(150):
+    optimizer = torch.optim.Adam(module.value_net.parameters(), lr=1e-2)
+    for _ in range(100):
         optimizer.zero_grad()
         module.compute_loss(batch)[0].backward()
         optimizer.step()
@@ -52,12 +53,12 @@ def test_level_minus_one_is_the_trajectory_as_it_is():
 
     def error(xt, t):
         with torch.no_grad():
-            error = module.value(xt, torch.full((32,), t)) - batch["returns"]
+            error = module.value(xt, torch.full((128,), t)) - batch["returns"]
         return (error.square().mean() / batch["returns"].var()).item()
 
     noise = torch.randn_like(x0)
-    assert error(x0, -1) < 0.15
-    assert error(module.diffusion.add_noise(x0, noise, torch.full((32,), 7)), 7) > 0.5
+    assert error(x0, -1) < 0.3
+    assert error(module.diffusion.add_noise(x0, noise, torch.full((128,), 7)), 7) > 0.7
 
 
 def windows_from_every_step(path, **kwargs):
