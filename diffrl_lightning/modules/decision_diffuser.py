@@ -185,7 +185,9 @@ class DecisionDiffuser(DiffusionModule):
             constraint=inpaint(x0, (step < seen[:, None])[..., None]),
         ).mean()
         actions = self.actions.normalize(batch["actions"][:, :-1])
-        inverse_loss = (self.inverse_dynamics(x0) - actions).square().mean()
+        error = (self.inverse_dynamics(x0) - actions).square().mean(-1)
+        moved = batch["mask"][:, 1:]  # beyond its end an episode's states stand still
+        inverse_loss = (error * moved).sum() / moved.sum().clamp_min(1)
         info = {"diffusion_loss": diffusion_loss.detach(), "inverse_loss": inverse_loss.detach()}
         return (diffusion_loss + inverse_loss) / 2, info
 

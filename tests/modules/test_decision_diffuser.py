@@ -31,6 +31,7 @@ def batch_of(n):
         "observations": torch.rand(n, 8, 3) - 0.5,
         "actions": torch.rand(n, 8, 1) - 0.5,
         "returns": torch.rand(n),
+        "mask": torch.ones(n, 8, dtype=torch.bool),
         "origins": torch.zeros(n, dtype=torch.long),
     }
 
@@ -204,6 +205,7 @@ def test_loss_by_hand(monkeypatch):
     module = small(n_obs_steps=3, next_state_weight=10.0, loss_discount=0.5, normalizer="gaussian")
     monkeypatch.setattr(module, "denoiser", Zero())
     batch = batch_of(64)
+    batch["mask"][:5, 3:] = False
     loss, info = module.compute_loss(batch)
     x0, x = batch["observations"], module.denoiser.x
     signal, noise = module.diffusion.signal_noise(module.denoiser.t, 3)
@@ -220,7 +222,8 @@ def test_loss_by_hand(monkeypatch):
     torch.testing.assert_close(info["diffusion_loss"], expected)
     pairs = torch.cat([x0[:, :-1], x0[:, 1:]], -1)
     actions = nn.Sequential(*module.inverse_dynamics)(pairs)
-    inverse_loss = (actions - batch["actions"][:, :-1]).square().mean()
+    real = batch["mask"][:, 1:]  # not where an episode has ended and its states stand still
+    inverse_loss = (actions - batch["actions"][:, :-1])[real].square().mean()
     torch.testing.assert_close(info["inverse_loss"], inverse_loss)
     torch.testing.assert_close(loss, (expected + inverse_loss) / 2)
 
