@@ -24,6 +24,9 @@ class SequenceData(OfflineData):
         discount: of the return to go.
         termination_penalty: added to the last reward of episodes that really ended, in the return to
             go alone; negative to keep plans from falls.
+        start_steps: windows that begin within so many steps of an episode's start come
+            ``start_repeats`` times in an epoch: rollouts begin there, where data are scarce.
+        start_repeats: how often they come.
         env_id: Gymnasium id of the evaluation environment, where the dataset does not name it.
         env_kwargs: keywords of ``gymnasium.make``; a ``maze_map`` here is also the map of a PointMaze
             to generate.
@@ -48,6 +51,8 @@ class SequenceData(OfflineData):
         padding: Padding = "none",
         discount: float = 0.99,
         termination_penalty: float = 0.0,
+        start_steps: int = 0,
+        start_repeats: int = 1,
         env_id: str | None = None,
         env_kwargs: dict[str, Any] | None = None,
         observation_keys: list[str] | None = None,
@@ -77,6 +82,7 @@ class SequenceData(OfflineData):
         self.horizon, self.stride = horizon, stride
         self.padding, self.discount = padding, discount
         self.termination_penalty = termination_penalty
+        self.start_steps, self.start_repeats = start_steps, start_repeats
 
     def usable(self, episodes: Episodes) -> np.ndarray:
         """Without padding, only episodes as long as a window."""
@@ -93,6 +99,8 @@ class SequenceData(OfflineData):
             padding=self.padding,
             discount=self.discount,
             termination_penalty=self.termination_penalty,
+            start_steps=self.start_steps,
+            start_repeats=self.start_repeats,
         )
 
     def training_returns(self) -> Tensor:

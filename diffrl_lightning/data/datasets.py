@@ -18,11 +18,20 @@ Padding = Literal["none", "edge", "zero"]
 class _Starts:
     """The i-th usable step of some episodes, found by bisection: no array with an entry a step."""
 
-    def __init__(self, episodes: Episodes, usable: np.ndarray, which: np.ndarray | None) -> None:
+    def __init__(
+        self,
+        episodes: Episodes,
+        usable: np.ndarray,
+        which: np.ndarray | None,
+        first: int = 0,
+        repeats: int = 1,
+    ) -> None:
+        """Every episode once, and the ``first`` steps of each ``repeats - 1`` times more."""
         which = np.arange(len(episodes)) if which is None else np.asarray(which)
-        counts = usable[which]
-        self.ends = torch.from_numpy(np.cumsum(counts))
-        self.shift = torch.from_numpy(episodes.offsets[which] - np.cumsum(counts) + counts)
+        counts = [usable[which], *[np.minimum(usable[which], first)] * (repeats - 1)]
+        ends, which = np.cumsum(np.concatenate(counts)), np.tile(which, repeats)
+        self.ends = torch.from_numpy(ends)
+        self.shift = torch.from_numpy(episodes.offsets[which] - ends + np.concatenate(counts))
         self.which = torch.from_numpy(which)
 
     def __len__(self) -> int:
@@ -51,6 +60,8 @@ class Windows(Dataset):
         discount: of the return to go.
         termination_penalty: added to the last reward of episodes that really ended, in the return to
             go alone.
+        start_steps: windows that begin within so many steps of an episode's start ...
+        start_repeats: ... come so many times in an epoch.
 
     Raises:
         InputError: if no episode is long enough.
@@ -66,7 +77,11 @@ class Windows(Dataset):
         padding: Padding = "none",
         discount: float = 0.99,
         termination_penalty: float = 0.0,
+        start_steps: int = 0,
+        start_repeats: int = 1,
     ) -> None:
+        if start_steps < 0 or start_repeats < 1:
+            raise InputError(f"{start_steps=} must be at least 0, {start_repeats=} at least 1.")
         if padding not in ("none", "edge", "zero"):
             raise InputError(f"{padding=} is unknown: choose none, edge or zero.")
         if horizon < 1 or stride < 1:
@@ -75,7 +90,7 @@ class Windows(Dataset):
         self.padding = padding
         span = int(self.steps[-1]) if padding == "none" else 0
         usable = np.maximum(episodes.lengths - span, 0)
-        self.starts = _Starts(episodes, usable, which)
+        self.starts = _Starts(episodes, usable, which, start_steps, start_repeats)
         if not len(self.starts):
             longest = episodes.lengths[slice(None) if which is None else which].max()
             raise InputError(

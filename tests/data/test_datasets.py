@@ -115,3 +115,16 @@ def test_more_batch_than_data():
     sampler = BatchSampler(5, batch_size=12)
     assert len(sampler) == 1
     assert sampler.batch(0).shape == (12,)
+
+
+def test_windows_at_starts_come_more_often():
+    episodes = make((7, 2, 9))
+    windows = Windows(episodes, np.array([0, 1]), horizon=2, start_steps=3, start_repeats=4)
+    starts, which = windows.starts(torch.arange(len(windows)))
+    begun = (starts - torch.from_numpy(episodes.offsets)[which]).tolist()
+    counts = {pair: 0 for e, n in ((0, 6), (1, 1)) for pair in ((e, s) for s in range(n))}
+    for pair in zip(which.tolist(), begun, strict=True):
+        counts[pair] += 1
+    assert counts == {(e, s): 4 if s < 3 else 1 for e, s in counts}
+    with pytest.raises(InputError, match="at least"):
+        Windows(episodes, horizon=2, start_repeats=0)
