@@ -69,17 +69,18 @@ def compare(
         returns: list[float] = []
         result: dict[str, Any] = {"policy_kwargs": kwargs, "seed_means": []}
         for s, model in models.items():
-            if "value_ckpt" in kwargs and value_ckpt is not None:
-                kwargs = kwargs | {"value_ckpt": value_ckpt.format(seed=s)}
+            chosen = dict(kwargs)
+            if value_ckpt is not None and kwargs.get("value_ckpt", "") is None:
+                chosen["value_ckpt"] = value_ckpt.format(seed=s)
             with torch.no_grad():
                 evaluation, _ = roll_out(
-                    model.make_policy(**kwargs),
+                    model.make_policy(**chosen),
                     source,
                     range(seed, seed + num_episodes),
                     num_envs=num_envs,
                 )
                 for n in timing_envs or [] if s == seeds[0] else []:
-                    result[f"ms_{n}"] = decision_ms(model.make_policy(**kwargs), source, n)
+                    result[f"ms_{n}"] = decision_ms(model.make_policy(**chosen), source, n)
             of_seed = [episode.episode_return for episode in evaluation.episodes]
             result["seed_means"].append(float(np.mean(of_seed)))
             returns += of_seed

@@ -70,6 +70,17 @@ def test_only_some_rows(folder, pendulum_file):
         run(folder, pendulum_file, only=["other"])
 
 
+def test_a_row_keeps_a_value_of_its_own(folder, pendulum_file):
+    (folder / "own.yaml").write_text("own: {value_ckpt: nowhere.ckpt}")
+    with pytest.raises(InputError, match=r"no checkpoint 'nowhere\.ckpt'"):
+        compare(
+            str(folder / "own.yaml"),
+            str(folder / "0.ckpt"),
+            str(pendulum_file),
+            value_ckpt=str(folder / "value.ckpt"),
+        )
+
+
 def test_rows_that_are_not_there(folder, pendulum_file):
     with pytest.raises(InputError, match="no file"):
         compare(str(folder / "none.yaml"), str(folder / "0.ckpt"), str(pendulum_file))
