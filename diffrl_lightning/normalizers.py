@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from diffrl_lightning.types import InputError
 
-NormalizerKind = Literal["gaussian", "limits", "cdf"]
+NormalizerKind = Literal["gaussian", "limits", "cdf", "none"]
+BOUNDED = ("limits", "cdf")  # these map the data to [-1, 1]
 
 
 class Normalizer(nn.Module, ABC):
@@ -163,13 +164,33 @@ class CDFNormalizer(Normalizer):
         return torch.lerp(low_values, high_values, position - low).T.reshape(x.shape)
 
 
+class IdentityNormalizer(Normalizer):
+    """Leaves data as they are."""
+
+    def _fit(self, dim: int, column: Tensor) -> None:
+        """Nothing to take."""
+
+    def normalize(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., D)."""
+        return x
+
+    def unnormalize(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., D)."""
+        return x
+
+
 def make_normalizer(kind: NormalizerKind, dim: int) -> Normalizer:
     """A normaliser by name.
 
     Raises:
         InputError: if the name is unknown.
     """
-    kinds = {"gaussian": GaussianNormalizer, "limits": LimitsNormalizer, "cdf": CDFNormalizer}
+    kinds: dict[str, type[Normalizer]] = {
+        "gaussian": GaussianNormalizer,
+        "limits": LimitsNormalizer,
+        "cdf": CDFNormalizer,
+        "none": IdentityNormalizer,
+    }
     if kind not in kinds:
         raise InputError(f"normalizer={kind!r} is unknown: choose one of {', '.join(kinds)}.")
     return kinds[kind](dim)
@@ -182,11 +203,18 @@ class TrajectoryNormalizer(nn.Module):
         kind: of the normalisers.
         observation_dim: O.
         action_dim: A.
+        action_kind: of the actions' normaliser, where it is another.
     """
 
-    def __init__(self, kind: NormalizerKind, observation_dim: int, action_dim: int) -> None:
+    def __init__(
+        self,
+        kind: NormalizerKind,
+        observation_dim: int,
+        action_dim: int,
+        action_kind: NormalizerKind | None = None,
+    ) -> None:
         super().__init__()
-        self.actions = make_normalizer(kind, action_dim)
+        self.actions = make_normalizer(action_kind or kind, action_dim)
         self.observations = make_normalizer(kind, observation_dim)
 
     def fit(self, datamodule: Any) -> None:

@@ -4,7 +4,7 @@ from diffrl_lightning.diffusion.constraints import Inpaint, inpaint
 from diffrl_lightning.diffusion.draw import Sampler, check_sampling, draw
 from diffrl_lightning.diffusion.gaussian import GaussianDiffusion, PredictionType
 from diffrl_lightning.diffusion.guidance import classifier_free, compose, value_guided
-from diffrl_lightning.diffusion.noise import randint, randn
+from diffrl_lightning.diffusion.noise import choose, randint, randn
 from diffrl_lightning.diffusion.samplers import (
     ddim_sample,
     ddpm_sample,
@@ -26,6 +26,7 @@ __all__ = [
     "PredictionType",
     "Sampler",
     "check_sampling",
+    "choose",
     "classifier_free",
     "compose",
     "cosine_betas",

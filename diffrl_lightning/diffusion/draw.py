@@ -43,6 +43,7 @@ def draw(
     like: Tensor,
     sampler: Sampler = "ddim",
     num_inference_steps: int | None = None,
+    variance: Literal["posterior", "beta"] = "posterior",
     temperature: float = 1.0,
     constraint: Constraint | None = None,
     clip: float | None = None,
@@ -60,6 +61,7 @@ def draw(
         like: a tensor whose device and dtype the samples take.
         sampler: how to denoise.
         num_inference_steps: network evaluations, default T.
+        variance: of each step of ``ddpm``.
         temperature: standard deviation of all noise, 1 as in training.
         constraint: known entries.
         clip: bound of the x0 estimate.
@@ -85,7 +87,11 @@ def draw(
         "skip_steps": skip,
     }
     if sampler == "ddpm":
-        shared |= {"temperature": temperature, "generator": generator}
+        shared |= {
+            "variance": variance,
+            "temperature": temperature,
+            "generator": generator,
+        }
     samplers: dict[str, Callable[..., Tensor]] = {
         "ddpm": ddpm_sample,
         "ddim": ddim_sample,

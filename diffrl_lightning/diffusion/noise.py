@@ -34,6 +34,23 @@ def randint(high: int, like: Tensor, generator: Generators = None) -> Tensor:
     return torch.cat(rows).to(like.device)
 
 
+def choose(scores: Tensor, temperature: float = 0.0, generator: Generators = None) -> Tensor:
+    """One of K candidates (N,) by their scores (N, K).
+
+    Args:
+        scores: the higher the better.
+        temperature: 0 takes the best; above 0 each is drawn with probability proportional to
+            exp(score / temperature).
+        generator: source of the draw.
+    """
+    if temperature == 0:
+        return scores.argmax(1)
+    # The largest of logits with Gumbel noise is a draw from their softmax.
+    normal = randn(scores.shape, generator=generator, like=scores)
+    uniform = torch.special.ndtr(normal).clamp(1e-6, 1 - 1e-6)
+    return (scores / temperature - (-uniform.log()).log()).argmax(1)
+
+
 def _rows_each(rows: int, generators: Sequence[torch.Generator]) -> int:
     if not generators or rows % len(generators):
         raise InputError(

@@ -1,23 +1,38 @@
 """Networks: plain ``nn.Module`` classes."""
 
-from diffrl_lightning.nets.backbones import Backbone, make_backbone
+from diffrl_lightning.nets.backbones import (
+    Backbone,
+    ChunkBackbone,
+    make_backbone,
+    make_chunk_backbone,
+)
 from diffrl_lightning.nets.conditional import ConditionalDenoiser
+from diffrl_lightning.nets.critics import TwinQ, frozen
 from diffrl_lightning.nets.ema import EMA
 from diffrl_lightning.nets.embeddings import SinusoidalEmbedding
 from diffrl_lightning.nets.inverse_dynamics import InverseDynamics
+from diffrl_lightning.nets.mlp import DenoisingMLP, ResidualMLP, mlp
 from diffrl_lightning.nets.temporal_unet import TemporalUnet, check_horizon
-from diffrl_lightning.nets.transformer import DiT1d
+from diffrl_lightning.nets.transformer import ActionTransformer, DiT1d
 from diffrl_lightning.nets.value import TemporalValue
 
 __all__ = [
     "EMA",
+    "ActionTransformer",
     "Backbone",
+    "ChunkBackbone",
     "ConditionalDenoiser",
+    "DenoisingMLP",
     "DiT1d",
     "InverseDynamics",
+    "ResidualMLP",
     "SinusoidalEmbedding",
     "TemporalUnet",
     "TemporalValue",
+    "TwinQ",
     "check_horizon",
+    "frozen",
     "make_backbone",
+    "make_chunk_backbone",
+    "mlp",
 ]

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from diffrl_lightning.nets.activations import Mish
 from diffrl_lightning.types import InputError
 
 
@@ -53,8 +54,8 @@ def _encoder(width: int, dim: int) -> nn.Sequential:
     """The MLP of Decision Diffuser's released code."""
     return nn.Sequential(
         nn.Linear(width, dim),
-        nn.Mish(),
+        Mish(),
         nn.Linear(dim, 4 * dim),
-        nn.Mish(),
+        Mish(),
         nn.Linear(4 * dim, dim),
     )

@@ -21,18 +21,26 @@ class EMA(nn.Module):
         decay: share of the average that an update keeps.
         update_every: optimiser steps from one update to the next.
         start: up to this optimiser step an update copies the network instead of averaging.
+        power: above 0, the k-th step's decay is ``1 - k ** -power`` until that reaches ``decay``.
     """
 
     def __init__(
-        self, net: nn.Module, *, decay: float = 0.995, update_every: int = 1, start: int = 0
+        self,
+        net: nn.Module,
+        *,
+        decay: float = 0.995,
+        update_every: int = 1,
+        start: int = 0,
+        power: float = 0.0,
     ) -> None:
         super().__init__()
-        if not 0 <= decay < 1 or update_every < 1:
+        if not 0 <= decay < 1 or update_every < 1 or power < 0:
             raise InputError(
-                f"EMA needs a decay in [0, 1) and update_every of at least 1, not {decay=} and "
-                f"{update_every=}."
+                "EMA needs a decay in [0, 1), update_every of at least 1 and a power of at least 0, "
+                f"not {decay=}, {update_every=} and {power=}."
             )
         self.decay, self.update_every, self.start = decay, update_every, start
+        self.power = power
         self.net = copy.deepcopy(net).requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> EMA:
@@ -53,6 +61,7 @@ class EMA(nn.Module):
         if step <= self.start:
             torch._foreach_copy_(averages, weights)
         else:
-            torch._foreach_lerp_(averages, weights, 1 - self.decay)
+            decay = min(self.decay, 1 - step**-self.power) if self.power else self.decay
+            torch._foreach_lerp_(averages, weights, 1 - decay)
         for average, buffer in zip(self.net.buffers(), net.buffers(), strict=True):
             average.copy_(buffer)

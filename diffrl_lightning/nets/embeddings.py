@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from diffrl_lightning.nets.activations import Mish
+
 
 class SinusoidalEmbedding(nn.Module):
     """Sines and cosines of the step at geometric frequencies (Vaswani et al. 2017, sec. 3.5).
@@ -30,8 +32,29 @@ class SinusoidalEmbedding(nn.Module):
         return torch.cat([angles.sin(), angles.cos()], -1)
 
 
-def embed_step(dim: int) -> nn.Sequential:
-    """Steps (B,) -> (B, dim): sines and cosines through two layers."""
+class FourierEmbedding(nn.Module):
+    """Cosines and sines of the step at frequencies that are learned (Tancik et al. 2020).
+
+    Args:
+        dim: width of the embedding, even.
+        scale: standard deviation of the frequencies at the beginning, in cycles a step.
+    """
+
+    def __init__(self, dim: int, scale: float = 0.2) -> None:
+        super().__init__()
+        self.frequencies = nn.Parameter(scale * torch.randn(dim // 2))
+
+    def forward(self, t: Tensor) -> Tensor:
+        """Map steps (B,) to (B, dim)."""
+        angles = 2 * math.pi * t[:, None] * self.frequencies
+        return torch.cat([angles.cos(), angles.sin()], -1)
+
+
+def embed_step(dim: int, ratio: int = 4) -> nn.Sequential:
+    """Steps (B,) -> (B, dim): sines and cosines through two layers, ``ratio * dim`` wide between."""
     return nn.Sequential(
-        SinusoidalEmbedding(dim), nn.Linear(dim, 4 * dim), nn.Mish(), nn.Linear(4 * dim, dim)
+        SinusoidalEmbedding(dim),
+        nn.Linear(dim, ratio * dim),
+        Mish(),
+        nn.Linear(ratio * dim, dim),
     )

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from diffrl_lightning.nets.activations import Mish
 from diffrl_lightning.nets.embeddings import embed_step
 from diffrl_lightning.types import InputError
 
@@ -20,23 +21,40 @@ class ConvBlock(nn.Sequential):
         super().__init__(
             nn.Conv1d(in_dim, out_dim, kernel_size, padding=kernel_size // 2),
             nn.GroupNorm(groups, out_dim),
-            nn.Mish(),
+            Mish(),
         )
 
 
 class ResidualBlock(nn.Module):
-    """Two convolution blocks with the step's embedding added between them, and a skip."""
+    """Two convolution blocks with the embedding between them, and a skip.
 
-    def __init__(self, in_dim: int, out_dim: int, *, embed_dim: int, kernel_size: int = 5) -> None:
+    The embedding is added, or, with ``film``, scales and shifts (Perez et al. 2018).
+    """
+
+    def __init__(
+        self,
+        in_dim: int,
+        out_dim: int,
+        *,
+        embed_dim: int,
+        kernel_size: int = 5,
+        film: bool = False,
+    ) -> None:
         super().__init__()
+        self.film = film
         self.conv_in = ConvBlock(in_dim, out_dim, kernel_size=kernel_size)
-        self.embed = nn.Sequential(nn.Mish(), nn.Linear(embed_dim, out_dim))
+        self.embed = nn.Sequential(Mish(), nn.Linear(embed_dim, 2 * out_dim if film else out_dim))
         self.conv_out = ConvBlock(out_dim, out_dim, kernel_size=kernel_size)
         self.skip = nn.Conv1d(in_dim, out_dim, 1) if in_dim != out_dim else nn.Identity()
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         """(B, C, H), (B, E) -> (B, C', H)."""
-        h = self.conv_in(x) + self.embed(embedding)[:, :, None]
+        h, embedded = self.conv_in(x), self.embed(embedding)[:, :, None]
+        if self.film:
+            scale, shift = embedded.chunk(2, 1)
+            h = scale * h + shift
+        else:
+            h = h + embedded
         return self.conv_out(h) + self.skip(x)
 
 
@@ -78,7 +96,8 @@ class TemporalUnet(nn.Module):
         dim_mults: width of each level in multiples of ``dim``; each level but the last halves H.
         kernel_size: of the convolutions, odd.
         attention: linear attention at every level and in the middle.
-        cond_dim: width of a condition's embedding, which joins the step's; 0 for none.
+        cond_dim: width of a condition, or of its embedding, which joins the step's; 0 for none.
+        film: they scale and shift the features instead of being added to them.
     """
 
     def __init__(
@@ -90,6 +109,7 @@ class TemporalUnet(nn.Module):
         kernel_size: int = 5,
         attention: bool = False,
         cond_dim: int = 0,
+        film: bool = False,
     ) -> None:
         super().__init__()
         if dim % 8:
@@ -99,7 +119,9 @@ class TemporalUnet(nn.Module):
         self.embed = embed_step(dim)
 
         def block(in_dim: int, out_dim: int) -> ResidualBlock:
-            return ResidualBlock(in_dim, out_dim, embed_dim=dim + cond_dim, kernel_size=kernel_size)
+            return ResidualBlock(
+                in_dim, out_dim, embed_dim=dim + cond_dim, kernel_size=kernel_size, film=film
+            )
 
         def attend(dim: int) -> nn.Module:
             return LinearAttention(dim) if attention else nn.Identity()

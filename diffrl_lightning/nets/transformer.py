@@ -1,4 +1,4 @@
-"""A diffusion transformer over the steps of a trajectory."""
+"""Transformers over the steps of a trajectory, and over those of a chunk of actions."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from diffrl_lightning.nets.activations import Mish
 from diffrl_lightning.nets.embeddings import SinusoidalEmbedding, embed_step
 from diffrl_lightning.types import InputError
 
@@ -87,6 +88,83 @@ class DiT1d(nn.Module):
             h = block(h, embedding)
         shift, scale = self.modulation(embedding)[:, None].chunk(2, -1)
         return self.head(self.norm(h) * (1 + scale) + shift)
+
+
+class ActionTransformer(nn.Module):
+    """The causal decoder of Diffusion Policy (Chi et al. 2023) over the actions of a chunk.
+
+    Each action attends to those before it, to the diffusion step, and to the observations up to its
+    own time.
+
+    Args:
+        action_dim: A.
+        horizon: H, actions of a chunk; fixed, for positions are learned.
+        observation_dim: O.
+        n_obs_steps: C, observations.
+        dim: width.
+        depth: decoder layers.
+        num_heads: heads of the attention.
+        dropout: chance that an entry is dropped in the layers.
+
+    Raises:
+        InputError: if the heads do not divide the width.
+    """
+
+    def __init__(
+        self,
+        action_dim: int,
+        *,
+        horizon: int,
+        observation_dim: int,
+        n_obs_steps: int,
+        dim: int = 256,
+        depth: int = 8,
+        num_heads: int = 4,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if num_heads < 1 or dim % num_heads or dim % 2:
+            raise InputError(f"{dim=} must be even and a multiple of {num_heads=}.")
+        self.n_obs_steps = n_obs_steps
+        self.embed_t = SinusoidalEmbedding(dim)
+        self.embed_x = nn.Linear(action_dim, dim)
+        self.embed_observation = nn.Linear(observation_dim, dim)
+        self.position = nn.Parameter(torch.zeros(horizon, dim))
+        self.memory_position = nn.Parameter(torch.zeros(1 + n_obs_steps, dim))
+        self.encoder = nn.Sequential(nn.Linear(dim, 4 * dim), Mish(), nn.Linear(4 * dim, dim))
+        layer = nn.TransformerDecoderLayer(
+            dim, num_heads, 4 * dim, dropout, "gelu", batch_first=True, norm_first=True
+        )
+        self.decoder = nn.TransformerDecoder(layer, depth)
+        self.head = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, action_dim))
+        self.apply(_begin_small)
+        for position in (self.position, self.memory_position):
+            nn.init.normal_(position, std=0.02)
+        step, token = torch.arange(horizon)[:, None], torch.arange(1 + n_obs_steps)
+        self.register_buffer("hidden", step < torch.arange(horizon), persistent=False)
+        self.register_buffer("memory_hidden", token > step + 1, persistent=False)
+
+    def forward(self, x: Tensor, t: Tensor, cond: Tensor) -> Tensor:
+        """Chunks (B, H, A) at steps (B,), observations (B, C * O) in a row -> (B, H, A)."""
+        observations = cond.unflatten(-1, (self.n_obs_steps, -1))
+        step = self.embed_t(t)[:, None].to(x.dtype)
+        memory = torch.cat([step, self.embed_observation(observations)], 1)
+        h = self.decoder(
+            self.embed_x(x) + self.position,
+            self.encoder(memory + self.memory_position),
+            tgt_mask=self.hidden,
+            memory_mask=self.memory_hidden,
+        )
+        return self.head(h)
+
+
+def _begin_small(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.MultiheadAttention):
+        nn.init.normal_(module.in_proj_weight, std=0.02)
 
 
 def _zero(layer: nn.Linear) -> nn.Linear:

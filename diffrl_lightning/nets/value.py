@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from diffrl_lightning.nets.activations import Mish
 from diffrl_lightning.nets.embeddings import embed_step
 from diffrl_lightning.nets.temporal_unet import ResidualBlock
 from diffrl_lightning.types import InputError
@@ -70,7 +71,7 @@ class TemporalValue(nn.Module):
             horizon = (horizon + 1) // 2
         features = last // 4 * horizon
         self.head = nn.Sequential(
-            nn.Linear(features + dim, features // 2), nn.Mish(), nn.Linear(features // 2, 1)
+            nn.Linear(features + dim, features // 2), Mish(), nn.Linear(features // 2, 1)
         )
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:

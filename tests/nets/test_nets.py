@@ -8,14 +8,22 @@ from torch import nn
 
 from diffrl_lightning.nets import (
     EMA,
+    ActionTransformer,
     ConditionalDenoiser,
+    DenoisingMLP,
     DiT1d,
     InverseDynamics,
+    ResidualMLP,
     TemporalUnet,
     TemporalValue,
+    TwinQ,
     check_horizon,
+    frozen,
     make_backbone,
+    make_chunk_backbone,
+    mlp,
 )
+from diffrl_lightning.nets.activations import mish
 from diffrl_lightning.nets.temporal_unet import LinearAttention
 from diffrl_lightning.types import InputError
 
@@ -39,9 +47,30 @@ def perturbed(net):
     return net
 
 
+def chunks(backbone, observation_dim, action_dim, **kwargs):
+    """A network of Diffusion Policy at its published size."""
+    sizes = {"dim": 256, "dim_mults": (1, 2, 4), "depth": 8, "num_heads": 4, "dropout": 0.0}
+    sizes |= {"horizon": 16, "n_obs_steps": 2} | kwargs
+    return make_chunk_backbone(backbone, action_dim, observation_dim=observation_dim, **sizes)
+
+
 @pytest.mark.parametrize(
     ("make", "parameters"),
     [
+        (partial(chunks, "unet", 20, 2), 65_783_298),
+        (partial(chunks, "unet", 60, 9), 66_942_729),
+        (partial(chunks, "unet", 23, 7), 65_878_279),
+        (partial(chunks, "unet", 16, 2, n_obs_steps=3), 65_897_986),
+        (partial(TemporalUnet, 22, dim=256, dim_mults=(1, 2, 4), film=True), 65_245_718),
+        (partial(chunks, "transformer", 20, 2), 8_965_122),
+        (partial(chunks, "transformer", 23, 10, horizon=10), 8_968_458),
+        (partial(chunks, "transformer", 16, 2, horizon=5, n_obs_steps=3), 8_961_538),
+        (partial(chunks, "transformer", 60, 9, n_obs_steps=4, dim=768), 80_415_753),
+        (partial(DenoisingMLP, 3, cond_dim=11), 141_363),
+        (partial(ResidualMLP, 3, cond_dim=11), 1_640_483),
+        (partial(TwinQ, 11, 3, num_layers=3), 271_362),
+        (partial(TwinQ, 11, 3), 139_778),
+        (partial(mlp, 11, 256, 1), 69_121),
         (partial(TemporalUnet, 6, dim_mults=(1, 4, 8)), 3_682_118),
         (partial(TemporalUnet, 14), 3_956_302),
         (partial(TemporalUnet, 23), 3_958_327),
@@ -273,3 +302,124 @@ def test_ema_stays_in_evaluation_mode_and_needs_no_gradient():
     assert not any(p.requires_grad for p in ema.parameters())
     with pytest.raises(InputError, match="decay"):
         EMA(nn.Linear(1, 1), decay=1.0)
+
+
+def test_mish_and_its_two_derivatives_are_those_of_pytorch():
+    x = torch.cat([torch.linspace(-30, 30, 601), torch.tensor([-200.0, -90.0, 90.0, 1e4])])
+    g = torch.randn_like(x)
+    found = []
+    for function in (mish, nn.functional.mish):
+        leaf = x.clone().requires_grad_()
+        y = function(leaf)
+        (slope,) = torch.autograd.grad(y, leaf, g, create_graph=True)
+        (bend,) = torch.autograd.grad(slope, leaf, g)
+        (alone,) = torch.autograd.grad(function(leaf), leaf, g)
+        found.append((y.detach(), slope.detach(), bend, alone))
+    # PyTorch's own second derivative is NaN where exp(x) overflows; so both are there.
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=3e-6, rtol=3e-6, equal_nan=True)
+    leaf = torch.randn(8, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(mish, leaf)
+    assert torch.autograd.gradgradcheck(mish, leaf)
+    assert mish(torch.ones(2, dtype=torch.bfloat16)).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("activation", ["mish", "relu"])
+def test_critics_computed_together_are_those_computed_one_by_one(activation):
+    net = TwinQ(3, 2, hidden_dim=8, num_layers=2, activation=activation, num_heads=3)
+    states, actions = torch.randn(5, 3), torch.randn(5, 2)
+    together = net(states, actions)
+    assert together.shape == (3, 5)
+    function = {"mish": nn.functional.mish, "relu": torch.relu}[activation]
+    for head in range(3):
+        h = torch.cat([states, actions], 1)
+        for layer, (weight, bias) in enumerate(zip(net.weights, net.biases, strict=True)):
+            h = h @ weight[head] + bias[head]
+            h = h if layer == 2 else function(h)
+        torch.testing.assert_close(together[head], h[:, 0])
+
+
+def test_critics_begin_as_linear_layers_do():
+    net = TwinQ(11, 3, num_layers=3)
+    for weight, bias in zip(net.weights, net.biases, strict=True):
+        bound = weight.shape[1] ** -0.5
+        for values in (weight, bias):
+            assert values.abs().max() <= bound
+            if values.numel() > 100:
+                assert values.std().item() == pytest.approx(bound / 3**0.5, rel=0.1)
+
+
+def test_frozen_lets_gradients_through_and_none_in():
+    net = mlp(3, 8, 1)
+    x = torch.randn(4, 3, requires_grad=True)
+    assert torch.equal(frozen(net)(x), net(x))
+    frozen(net)(x).sum().backward()
+    assert all(p.grad is None for p in net.parameters())
+    through = x.grad.clone()
+    x.grad = None
+    net(x).sum().backward()
+    assert torch.equal(x.grad, through)
+    assert through.abs().sum() > 0
+
+
+def causal():
+    return perturbed(
+        ActionTransformer(
+            2, horizon=6, observation_dim=3, n_obs_steps=3, dim=16, depth=2, num_heads=2
+        )
+    ).eval()
+
+
+def test_actions_attend_to_earlier_ones_and_to_observations_of_their_time():
+    net, x, t, cond = causal(), torch.randn(1, 6, 2), torch.tensor([3]), torch.randn(1, 9)
+    out = net(x, t, cond)
+
+    def changed(other_x=x, other_t=t, other_cond=cond):
+        return ((net(other_x, other_t, other_cond) - out).abs().amax((0, 2)) > 1e-5).tolist()
+
+    moved = x.clone()
+    moved[:, 3] += 1
+    assert changed(other_x=moved) == [False] * 3 + [True] * 3
+    for step in range(3):
+        seen = cond.clone().view(1, 3, 3)
+        seen[:, step] += 1
+        assert changed(other_cond=seen.flatten(1)) == [False] * step + [True] * (6 - step)
+    assert all(changed(other_t=torch.tensor([4])))
+
+
+@pytest.mark.parametrize("backbone", ["unet", "transformer", "mlp"])
+def test_chunk_networks_depend_on_all_they_are_given_and_rows_do_not_mix(backbone):
+    small = {"dim": 16, "dim_mults": (1, 2), "depth": 2, "num_heads": 2, "horizon": 8}
+    net = perturbed(chunks(backbone, 3, 2, **small)).eval()
+    x, t, cond = torch.randn(3, 8, 2), torch.tensor([0, 5, 9]), torch.randn(3, 6)
+    out = net(x, t, cond)
+    assert out.shape == x.shape
+    assert (out - net(x, t.flip(0), cond)).abs()[[0, 2]].amax((1, 2)).min() > 1e-3
+    assert (out - net(x, t, cond.flip(0))).abs()[[0, 2]].amax((1, 2)).min() > 1e-3
+    torch.testing.assert_close(out[1:2], net(x[1:2], t[1:2], cond[1:2]), atol=1e-5, rtol=1e-5)
+    out.square().sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in net.parameters())
+
+
+def test_film_scales_and_shifts():
+    net = TemporalUnet(2, dim=8, dim_mults=(1,), cond_dim=3, film=True)
+    block = net.down[0][0]
+    x, embedding = torch.randn(2, 2, 4), torch.randn(2, 11)
+    scale, shift = block.embed(embedding)[:, :, None].chunk(2, 1)
+    expected = block.conv_out(scale * block.conv_in(x) + shift) + block.skip(x)
+    torch.testing.assert_close(block(x, embedding), expected)
+
+
+def test_average_warms_up_by_a_power():
+    """Step k keeps 1 - k^-power, at most the decay: first a copy, at power 1 the mean of all."""
+    net = nn.Linear(1, 1, bias=False)
+    ema = EMA(net, decay=0.9, power=1.0)
+    seen = []
+    for step, weight in enumerate([3.0, 5.0, 10.0, 2.0], 1):
+        net.weight.data.fill_(weight)
+        ema.update(net, step)
+        seen.append(ema.net.weight.item())
+    assert seen == pytest.approx([3, 4, 6, 5])
+    net.weight.data.fill_(15.0)
+    ema.update(net, 1000)
+    assert ema.net.weight.item() == pytest.approx(6)

@@ -1,0 +1,65 @@
+"""Critics, and a way to look through a network without training it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.functional import relu
+
+from diffrl_lightning.nets.activations import mish
+
+Activation = Literal["mish", "relu"]
+
+
+class TwinQ(nn.Module):
+    """Several critics Q(s, a) of one shape, computed together; two by default.
+
+    Args:
+        observation_dim: O.
+        action_dim: A.
+        hidden_dim: width.
+        num_layers: hidden layers.
+        activation: between the layers.
+        num_heads: K, critics.
+    """
+
+    def __init__(
+        self,
+        observation_dim: int,
+        action_dim: int,
+        *,
+        hidden_dim: int = 256,
+        num_layers: int = 2,
+        activation: Activation = "mish",
+        num_heads: int = 2,
+    ) -> None:
+        super().__init__()
+        activations: dict[str, Callable[[Tensor], Tensor]] = {"mish": mish, "relu": relu}
+        self.activation = activations[activation]
+        dims = [observation_dim + action_dim, *[hidden_dim] * num_layers, 1]
+        self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
+        for i, o in pairwise(dims):
+            bound = 1 / math.sqrt(i)  # as nn.Linear begins
+            self.weights.append(torch.empty(num_heads, i, o).uniform_(-bound, bound))
+            self.biases.append(torch.empty(num_heads, 1, o).uniform_(-bound, bound))
+
+    def forward(self, observations: Tensor, actions: Tensor) -> Tensor:
+        """(B, O) and (B, A) -> (K, B)."""
+        h = torch.cat([observations, actions], -1).expand(len(self.weights[0]), -1, -1)
+        *inner, last = zip(self.weights, self.biases, strict=True)
+        for weight, bias in inner:
+            h = self.activation(torch.baddbmm(bias, h, weight))
+        weight, bias = last
+        return torch.baddbmm(bias, h, weight)[..., 0]
+
+
+def frozen(net: nn.Module) -> Callable[..., Tensor]:
+    """A network whose weights are constants: gradients pass through it, and none reaches them."""
+    weights = {name: p.detach() for name, p in net.named_parameters()}
+    return lambda *args: functional_call(net, weights, args)

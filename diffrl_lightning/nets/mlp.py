@@ -1,0 +1,112 @@
+"""MLPs: plain ones, and ones that denoise a vector given a condition."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from diffrl_lightning.nets.activations import Mish, mish
+from diffrl_lightning.nets.embeddings import FourierEmbedding, embed_step
+
+
+def mlp(
+    in_dim: int,
+    hidden_dim: int,
+    out_dim: int,
+    *,
+    num_layers: int = 2,
+    activation: Callable[[], nn.Module] = nn.ReLU,
+) -> nn.Sequential:
+    """``num_layers`` hidden layers of one width; (..., in_dim) -> (..., out_dim)."""
+    dims = [in_dim, *[hidden_dim] * num_layers]
+    layers: list[nn.Module] = []
+    for i, o in pairwise(dims):
+        layers += [nn.Linear(i, o), activation()]
+    return nn.Sequential(*layers, nn.Linear(dims[-1], out_dim))
+
+
+class DenoisingMLP(nn.Module):
+    """The actor of Diffusion-QL: an MLP of the noised vector, the step and the condition.
+
+    Args:
+        dim: D, entries of what is denoised.
+        cond_dim: C, entries of the condition.
+        hidden_dim: width.
+        num_layers: hidden layers.
+        embed_dim: width of the step's embedding, even.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        cond_dim: int,
+        hidden_dim: int = 256,
+        num_layers: int = 3,
+        embed_dim: int = 16,
+    ) -> None:
+        super().__init__()
+        self.embed = embed_step(embed_dim, ratio=2)
+        self.net = mlp(
+            dim + embed_dim + cond_dim, hidden_dim, dim, num_layers=num_layers, activation=Mish
+        )
+
+    def forward(self, x: Tensor, t: Tensor, cond: Tensor) -> Tensor:
+        """(B, *S) of D entries at steps (B,), conditions (B, C) -> (B, *S)."""
+        return self.net(torch.cat([x.flatten(1), self.embed(t), cond], -1)).view_as(x)
+
+
+class ResidualMLP(nn.Module):
+    """The actor of IDQL: an MLP of pre-normalised residual blocks ("LN-ResNet").
+
+    Args:
+        dim: D, entries of what is denoised.
+        cond_dim: C, entries of the condition.
+        hidden_dim: width of the residual stream; blocks are four times as wide inside.
+        num_blocks: residual blocks.
+        embed_dim: width of the step's Fourier features, even.
+        dropout: chance that an entry is dropped before each block.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        cond_dim: int,
+        hidden_dim: int = 256,
+        num_blocks: int = 3,
+        embed_dim: int = 64,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.embed = nn.Sequential(
+            FourierEmbedding(embed_dim),
+            nn.Linear(embed_dim, 2 * embed_dim),
+            Mish(),
+            nn.Linear(2 * embed_dim, 2 * embed_dim),
+        )
+        self.first = nn.Linear(dim + cond_dim + 2 * embed_dim, hidden_dim)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(
+                nn.Dropout(dropout),
+                nn.LayerNorm(hidden_dim),
+                nn.Linear(hidden_dim, 4 * hidden_dim),
+                Mish(),
+                nn.Linear(4 * hidden_dim, hidden_dim),
+            )
+            for _ in range(num_blocks)
+        )
+        self.last = nn.Linear(hidden_dim, dim)
+        for layer in (self.first, self.last):
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, x: Tensor, t: Tensor, cond: Tensor) -> Tensor:
+        """(B, *S) of D entries at steps (B,), conditions (B, C) -> (B, *S)."""
+        h = self.first(torch.cat([x.flatten(1), cond, self.embed(t)], -1))
+        for block in self.blocks:
+            h = h + block(h)
+        return self.last(mish(h)).view_as(x)
