@@ -8,7 +8,14 @@ import numpy as np
 from torch import Tensor
 
 from diffrl_lightning.data.base import OfflineData
-from diffrl_lightning.data.datasets import Padding, Transitions, Windows
+from diffrl_lightning.data.datasets import (
+    Padding,
+    RewardKind,
+    Transitions,
+    Windows,
+    num_windows,
+    reward_map,
+)
 from diffrl_lightning.data.episodes import Episodes
 
 
@@ -27,6 +34,9 @@ class SequenceData(OfflineData):
         start_steps: windows that begin within so many steps of an episode's start come
             ``start_repeats`` times in an epoch: rollouts begin there, where data are scarce.
         start_repeats: how often they come.
+        pad_before: windows begin up to so many steps before an episode's start, with its first step
+            there; a policy with a history of ``n_obs_steps`` wants one less.
+        pad_after: with padding, windows end up to so many steps beyond an episode's end; default all.
         env_id: Gymnasium id of the evaluation environment, where the dataset does not name it.
         env_kwargs: keywords of ``gymnasium.make``; a ``maze_map`` here is also the map of a PointMaze
             to generate.
@@ -53,6 +63,8 @@ class SequenceData(OfflineData):
         termination_penalty: float = 0.0,
         start_steps: int = 0,
         start_repeats: int = 1,
+        pad_before: int = 0,
+        pad_after: int | None = None,
         env_id: str | None = None,
         env_kwargs: dict[str, Any] | None = None,
         observation_keys: list[str] | None = None,
@@ -83,11 +95,19 @@ class SequenceData(OfflineData):
         self.padding, self.discount = padding, discount
         self.termination_penalty = termination_penalty
         self.start_steps, self.start_repeats = start_steps, start_repeats
+        self.pad_before, self.pad_after = pad_before, pad_after
 
     def usable(self, episodes: Episodes) -> np.ndarray:
-        """Without padding, only episodes as long as a window."""
-        span = (self.horizon - 1) * self.stride if self.padding == "none" else 0
-        return episodes.lengths > span
+        """Those that have a window: without padding, only episodes as long as one."""
+        counts = num_windows(
+            episodes.lengths,
+            self.horizon,
+            self.stride,
+            self.padding,
+            pad_before=self.pad_before,
+            pad_after=self.pad_after,
+        )
+        return counts > 0
 
     def make_dataset(self, episodes: Episodes, which: np.ndarray) -> Windows:
         """Windows of these episodes."""
@@ -101,6 +121,8 @@ class SequenceData(OfflineData):
             termination_penalty=self.termination_penalty,
             start_steps=self.start_steps,
             start_repeats=self.start_repeats,
+            pad_before=self.pad_before,
+            pad_after=self.pad_after,
         )
 
     def training_returns(self) -> Tensor:
@@ -111,8 +133,64 @@ class SequenceData(OfflineData):
 
 
 class TransitionData(OfflineData):
-    """Single transitions, for policies, critics and synthesizers; arguments as in the base class."""
+    """Single transitions, for policies, critics and synthesizers.
+
+    Args:
+        dataset: what to train on: a Minari id, a D4RL file (.hdf5), an OGBench file (.npz), a PointMaze
+            to generate (``pointmaze/umaze``), or a list of these.
+        rewards: ``raw``; ``standard``: zero mean and unit variance, as Diffusion-QL has them on Adroit;
+            ``return_range``: times 1000 over the range of the episodes' returns, as IQL and IDQL have
+            them on MuJoCo; ``minus_one``: less 1, as IQL has them on AntMaze; ``antmaze``: 4 (r - 0.5),
+            as Diffusion-QL has them there.
+        env_id: Gymnasium id of the evaluation environment, where the dataset does not name it.
+        env_kwargs: keywords of ``gymnasium.make``; a ``maze_map`` here is also the map of a PointMaze
+            to generate.
+        observation_keys: entries of a dictionary observation that make the state, in this order.
+        goal_key: entry of a dictionary observation that is the goal; default ``desired_goal`` where
+            there is one, "none" for no goal.
+        ref_scores: random and expert return for the normalised score, where the dataset has none.
+        batch_size: samples of a batch, on each device.
+        val_fraction: share of the episodes held out for validation.
+        generate_steps: steps of a dataset that is generated.
+        join_episodes: join episodes that continue physically into the next up to this many steps
+            (PointMaze); 0 leaves them apart.
+        seed: of the split and of the batches.
+        pin_memory: copy batches to page-locked memory, for CUDA.
+    """
+
+    def __init__(
+        self,
+        dataset: str | list[str],
+        rewards: RewardKind = "raw",
+        env_id: str | None = None,
+        env_kwargs: dict[str, Any] | None = None,
+        observation_keys: list[str] | None = None,
+        goal_key: str | None = None,
+        ref_scores: tuple[float, float] | None = None,
+        batch_size: int = 256,
+        val_fraction: float = 0.05,
+        generate_steps: int = 100_000,
+        join_episodes: int = 0,
+        seed: int = 0,
+        pin_memory: bool = False,
+    ) -> None:
+        super().__init__(
+            dataset,
+            env_id=env_id,
+            env_kwargs=env_kwargs,
+            observation_keys=observation_keys,
+            goal_key=goal_key,
+            ref_scores=ref_scores,
+            batch_size=batch_size,
+            val_fraction=val_fraction,
+            generate_steps=generate_steps,
+            join_episodes=join_episodes,
+            seed=seed,
+            pin_memory=pin_memory,
+        )
+        self.rewards = rewards
 
     def make_dataset(self, episodes: Episodes, which: np.ndarray) -> Transitions:
-        """Transitions of these episodes."""
-        return Transitions(episodes, which)
+        """Transitions of these episodes; their rewards follow the training episodes'."""
+        scale, shift = reward_map(self.rewards, episodes, self.train_indices)
+        return Transitions(episodes, which, reward_scale=scale, reward_shift=shift)

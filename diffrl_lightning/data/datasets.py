@@ -13,6 +13,7 @@ from diffrl_lightning.data.episodes import Episodes
 from diffrl_lightning.types import InputError, SequenceBatch, TransitionBatch
 
 Padding = Literal["none", "edge", "zero"]
+RewardKind = Literal["raw", "standard", "return_range", "minus_one", "antmaze"]
 
 
 class _Starts:
@@ -62,9 +63,11 @@ class Windows(Dataset):
             go alone.
         start_steps: windows that begin within so many steps of an episode's start ...
         start_repeats: ... come so many times in an epoch.
+        pad_before: windows begin up to so many steps before an episode, with its first step there.
+        pad_after: with padding, windows end up to so many steps beyond an episode's end; default all.
 
     Raises:
-        InputError: if no episode is long enough.
+        InputError: if no episode is long enough, or an argument is out of range.
     """
 
     def __init__(
@@ -79,6 +82,8 @@ class Windows(Dataset):
         termination_penalty: float = 0.0,
         start_steps: int = 0,
         start_repeats: int = 1,
+        pad_before: int = 0,
+        pad_after: int | None = None,
     ) -> None:
         if start_steps < 0 or start_repeats < 1:
             raise InputError(f"{start_steps=} must be at least 0, {start_repeats=} at least 1.")
@@ -87,17 +92,18 @@ class Windows(Dataset):
         if horizon < 1 or stride < 1:
             raise InputError(f"{horizon=} and {stride=} must be at least 1.")
         self.steps = torch.arange(horizon) * stride
-        self.padding = padding
-        span = int(self.steps[-1]) if padding == "none" else 0
-        usable = np.maximum(episodes.lengths - span, 0)
+        self.padding, self.pad_before = padding, pad_before
+        usable = num_windows(
+            episodes.lengths, horizon, stride, padding, pad_before=pad_before, pad_after=pad_after
+        )
         self.starts = _Starts(episodes, usable, which, start_steps, start_repeats)
         if not len(self.starts):
             longest = episodes.lengths[slice(None) if which is None else which].max()
             raise InputError(
-                f"{horizon=} at {stride=} spans {span + 1} steps, but the longest episode has "
-                f"{longest}: shorten the horizon or choose padding edge or zero."
+                f"{horizon=} at {stride=} spans {int(self.steps[-1]) + 1} steps, but the longest "
+                f"episode has {longest}: shorten the horizon or choose padding edge or zero."
             )
-        self.ends = torch.from_numpy(episodes.offsets[1:])
+        self.offsets = torch.from_numpy(episodes.offsets)
         self.observations = torch.from_numpy(episodes.observations)
         self.actions = torch.from_numpy(episodes.actions)
         self.rewards = torch.from_numpy(episodes.rewards)
@@ -110,15 +116,15 @@ class Windows(Dataset):
     def __getitem__(self, index: int | Tensor) -> SequenceBatch:
         """Windows of these indices, (B, H, ...); without B for a single index."""
         start, episode = self.starts(index)
-        rows = start[..., None] + self.steps
-        last = self.ends[episode][..., None] - 1
-        mask = rows <= last
-        rows = torch.minimum(rows, last)
+        first, last = self.offsets[episode], self.offsets[episode + 1] - 1
+        rows = (start - self.pad_before)[..., None] + self.steps
+        mask = (first[..., None] <= rows) & (rows <= last[..., None])
+        rows = rows.clamp(first[..., None], last[..., None])
         batch = SequenceBatch(
             observations=self.observations[rows + episode[..., None]],
             actions=self.actions[rows],
             rewards=self.rewards[rows] * mask,
-            returns=self.returns[start],
+            returns=self.returns[rows[..., 0]],
             origins=self.origins[episode],
             mask=mask,
         )
@@ -131,6 +137,29 @@ class Windows(Dataset):
         return self[torch.as_tensor(indices)]
 
 
+def num_windows(
+    lengths: np.ndarray,
+    horizon: int,
+    stride: int,
+    padding: Padding,
+    *,
+    pad_before: int = 0,
+    pad_after: int | None = None,
+) -> np.ndarray:
+    """How many windows episodes of these lengths (E,) have; the arguments are those of Windows.
+
+    Raises:
+        InputError: if there is padding without a kind of it, or it is negative.
+    """
+    if pad_before < 0 or (pad_after or 0) < 0:
+        raise InputError(f"{pad_before=} and {pad_after=} must be at least 0.")
+    if padding == "none" and (pad_before or pad_after):
+        raise InputError(f"{pad_before=} and {pad_after=} need padding edge or zero.")
+    span = (horizon - 1) * stride
+    beyond = 0 if padding == "none" else span if pad_after is None else min(pad_after, span)
+    return np.maximum(lengths + pad_before + beyond - span, 0)
+
+
 class Transitions(Dataset):
     """Single steps with their next observations, as a :class:`TransitionBatch`.
 
@@ -141,9 +170,19 @@ class Transitions(Dataset):
     Args:
         episodes: the data.
         which: indices of the episodes to draw from; default all.
+        reward_scale: rewards are multiplied by this ...
+        reward_shift: ... and then this is added.
     """
 
-    def __init__(self, episodes: Episodes, which: np.ndarray | None = None) -> None:
+    def __init__(
+        self,
+        episodes: Episodes,
+        which: np.ndarray | None = None,
+        *,
+        reward_scale: float = 1.0,
+        reward_shift: float = 0.0,
+    ) -> None:
+        self.reward_scale, self.reward_shift = reward_scale, reward_shift
         ended = episodes.terminations[episodes.offsets[1:] - 1]
         usable = episodes.lengths - ~(episodes.final_observed | ended)
         self.starts = _Starts(episodes, usable, which)
@@ -161,10 +200,38 @@ class Transitions(Dataset):
         return TransitionBatch(
             observations=self.observations[rows + episode],
             actions=self.actions[rows],
-            rewards=self.rewards[rows],
+            rewards=self.rewards[rows] * self.reward_scale + self.reward_shift,
             next_observations=self.observations[rows + episode + 1],
             terminations=self.terminations[rows].float(),
         )
 
     def __getitems__(self, indices: list[int]) -> TransitionBatch:
         return self[torch.as_tensor(indices)]
+
+
+def reward_map(kind: RewardKind, episodes: Episodes, which: np.ndarray) -> tuple[float, float]:
+    """Scale and shift of the rewards, by name, from these of the episodes.
+
+    ``raw`` leaves them; ``standard`` gives them zero mean and unit variance (Diffusion-QL on Adroit);
+    ``return_range`` multiplies by 1000 / (highest - lowest return of an episode) (IQL on MuJoCo);
+    ``minus_one`` subtracts 1 (IQL on AntMaze); ``antmaze`` is 4 (r - 0.5) (Diffusion-QL on AntMaze).
+
+    Raises:
+        InputError: if the name is unknown, or all rewards or returns are equal.
+    """
+    if kind == "standard":
+        steps = np.repeat(np.isin(np.arange(len(episodes)), which), episodes.lengths)
+        mean, spread = episodes.rewards[steps].mean(), episodes.rewards[steps].std()
+        scale, shift = 1 / max(spread, 1e-12), -mean / max(spread, 1e-12)
+    elif kind == "return_range":
+        spread = np.ptp(episodes.returns[which])
+        scale, shift = 1000 / max(spread, 1e-12), 0.0
+    else:
+        fixed = {"raw": (1.0, 0.0), "minus_one": (1.0, -1.0), "antmaze": (4.0, -2.0)}
+        if kind not in fixed:
+            names = ", ".join([*fixed, "standard", "return_range"])
+            raise InputError(f"rewards={kind!r} is unknown: choose one of {names}.")
+        return fixed[kind]
+    if spread < 1e-8:
+        raise InputError(f"rewards={kind!r} needs rewards that differ: use rewards=raw.")
+    return float(scale), float(shift)

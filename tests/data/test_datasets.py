@@ -6,19 +6,20 @@ import torch
 from test_episodes import make
 
 from diffrl_lightning.data import Transitions, Windows
+from diffrl_lightning.data.datasets import reward_map
 from diffrl_lightning.data.episodes import concatenate
 from diffrl_lightning.data.sampler import BatchSampler
 from diffrl_lightning.types import InputError
 
 
 def reference(episodes, episode, start, horizon, stride, padding):
-    """A window step by step, as one would write it for a single item."""
+    """A window step by step, as one would write it for a single item; it may begin before 0."""
     first, end = episodes.offsets[episode], episodes.offsets[episode + 1]
     observations, actions, rewards, mask = [], [], [], []
     for h in range(horizon):
         row = first + start + h * stride
-        inside = row < end
-        row = min(row, end - 1)
+        inside = first <= row < end
+        row = max(min(row, end - 1), first)
         keep = inside or padding == "edge"
         observations.append(episodes.observations[row + episode] * keep)
         actions.append(episodes.actions[row] * keep)
@@ -45,6 +46,79 @@ def test_windows(padding, horizon, stride):
         assert batch["returns"][i] == togo[episodes.offsets[e] + s]
     alone = windows[2]
     assert torch.equal(alone["observations"], batch["observations"][2])
+
+
+@pytest.mark.parametrize("padding", ["edge", "zero"])
+@pytest.mark.parametrize(("before", "after"), [(0, 1), (2, 1), (1, 0), (3, None), (0, 99)])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_windows_reach_beyond_both_ends(padding, before, after, stride):
+    """From ``before`` steps early to ``after`` steps late, in episodes of any length."""
+    episodes = make((7, 2, 9))
+    pads = {"pad_before": before, "pad_after": after}
+    windows = Windows(episodes, horizon=4, stride=stride, padding=padding, discount=0.9, **pads)
+    beyond = 3 * stride if after is None else min(after, 3 * stride)
+    lasts = [length + beyond - 3 * stride for length in episodes.lengths]
+    starts = [(e, s) for e in range(3) for s in range(-before, lasts[e])]
+    assert len(windows) == len(starts)
+    batch = windows[torch.arange(len(windows))]
+    togo = episodes.returns_to_go(0.9)
+    for i, (e, s) in enumerate(starts):
+        expected = reference(episodes, e, s, 4, stride, padding)
+        names = ("observations", "actions", "rewards", "mask")
+        for name, value in zip(names, expected, strict=True):
+            np.testing.assert_array_equal(batch[name][i], value)
+        assert batch["returns"][i] == togo[episodes.offsets[e] + max(s, 0)]
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"pad_before": 1}, "need padding edge or zero"),
+        ({"pad_after": 1}, "need padding edge or zero"),
+        ({"pad_before": -1, "padding": "edge"}, "must be at least 0"),
+        ({"pad_after": -1, "padding": "edge"}, "must be at least 0"),
+    ],
+)
+def test_bad_pads(kwargs, message):
+    with pytest.raises(InputError, match=message):
+        Windows(make((7, 4)), horizon=3, **kwargs)
+
+
+def test_rewards_by_name():
+    """Each is the formula of its paper, on the training episodes alone."""
+    episodes = make((7, 4, 9, 5))
+    train = np.array([0, 2])
+    transitions = Transitions(episodes)
+    rewards = transitions[torch.arange(len(transitions))]["rewards"].numpy()
+    seen = np.concatenate([episodes.rewards[:7], episodes.rewards[11:20]])
+    low, high = sorted([episodes.rewards[:7].sum(), episodes.rewards[11:20].sum()])
+    expected = {
+        "raw": rewards,
+        "minus_one": rewards - 1,
+        "antmaze": 4 * (rewards - 0.5),
+        "standard": (rewards - seen.mean()) / seen.std(),
+        "return_range": 1000 * rewards / (high - low),
+    }
+    for kind, values in expected.items():
+        scale, shift = reward_map(kind, episodes, train)
+        mapped = Transitions(episodes, reward_scale=scale, reward_shift=shift)
+        found = mapped[torch.arange(len(mapped))]["rewards"]
+        np.testing.assert_allclose(found, values, rtol=1e-5, atol=1e-6)
+        assert found.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("cubed", "choose one of raw, minus_one, antmaze, standard, return_range"),
+        ("standard", "use rewards=raw"),
+        ("return_range", "use rewards=raw"),
+    ],
+)
+def test_rewards_that_can_not_be_mapped(kind, message):
+    episodes = make((6, 6), rewards=np.ones(12, np.float32))
+    with pytest.raises(InputError, match=message):
+        reward_map(kind, episodes, np.arange(2))
 
 
 def test_windows_know_their_origin_and_the_penalty_of_their_end():
