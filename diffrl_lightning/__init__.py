@@ -5,15 +5,30 @@ All classes that a configuration may name are here, so that YAML says ``class_pa
 
 from diffrl_lightning.callbacks import PlanFigure, Rollout
 from diffrl_lightning.data import SequenceData, TransitionData
-from diffrl_lightning.modules import DecisionDiffuser, Diffuser, DiffusionModule, TrajectoryValue
+from diffrl_lightning.modules import (
+    IDQL,
+    TD3BC,
+    BehaviourCloning,
+    DecisionDiffuser,
+    Diffuser,
+    DiffusionModule,
+    DiffusionPolicy,
+    DiffusionQL,
+    TrajectoryValue,
+)
 from diffrl_lightning.types import InputError
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "IDQL",
+    "TD3BC",
+    "BehaviourCloning",
     "DecisionDiffuser",
     "Diffuser",
     "DiffusionModule",
+    "DiffusionPolicy",
+    "DiffusionQL",
     "InputError",
     "PlanFigure",
     "Rollout",

@@ -1,6 +1,7 @@
 """The command line: fit, test, reload, and one clear sentence for each bad input."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -9,13 +10,28 @@ import torch
 from conftest import write_d4rl
 from helpers import CONFIG, diffrl, fit_args
 
-from diffrl_lightning import DecisionDiffuser, DiffusionModule, TrajectoryValue
+from diffrl_lightning import (
+    IDQL,
+    TD3BC,
+    BehaviourCloning,
+    DecisionDiffuser,
+    DiffusionModule,
+    DiffusionPolicy,
+    DiffusionQL,
+    TrajectoryValue,
+)
 from diffrl_lightning.cli import main
 
 CHECKPOINTS = Path("runs/diffrl/version_0/checkpoints")
 SHORT = ("--data.env_kwargs.max_episode_steps=40", "--rollout.num_episodes=2")
 TWO_STEPS = ("--trainer.max_steps=2", "--trainer.val_check_interval=2", "--test_after_fit=true")
 KEYS = {"return_mean", "return_sem", "decision_ms", "num_episodes", "seeds", "versions"}
+
+
+def config_name(role):
+    """``DiffusionQL`` -> ``diffusion_ql``."""
+    names = {IDQL: "idql", TD3BC: "td3_bc", DiffusionQL: "diffusion_ql"}
+    return names.get(role, re.sub(r"(?<!^)(?=[A-Z])", "_", role.__name__).lower())
 
 
 def guided_by(value):
@@ -99,18 +115,30 @@ def test_a_value_guides_from_the_command_line(
     assert results["return_mean"] < 0
 
 
-def test_decision_diffuser_goes_round(tmp_path, monkeypatch, pendulum_file):
+@pytest.mark.parametrize(
+    "role",
+    [
+        DecisionDiffuser,
+        DiffusionPolicy,
+        DiffusionQL,
+        IDQL,
+        TD3BC,
+        BehaviourCloning,
+    ],
+)
+def test_roles_go_round(role, tmp_path, monkeypatch, pendulum_file):
+    """Fit, test in the same run, test again by the checkpoint, act by the checkpoint alone."""
     monkeypatch.chdir(tmp_path)
-    args = fit_args(pendulum_file, *SHORT, role="decision_diffuser")
+    args = fit_args(pendulum_file, *SHORT, role=config_name(role))
     main([*args, "--test_after_fit=true"])
     checkpoint = tmp_path / CHECKPOINTS / "best.ckpt"
     expected = json.loads((checkpoint.parents[1] / "results.json").read_text())
-    assert expected["role"] == "DecisionDiffuser"
+    assert expected["role"] == role.__name__
     main(["test", *args[1:], f"--ckpt_path={checkpoint}", "--rollout.results_path=again.json"])
     found = json.loads((tmp_path / "again.json").read_text())
     assert found["return_mean"] == expected["return_mean"]
     module = DiffusionModule.load_from_checkpoint(checkpoint)
-    assert isinstance(module, DecisionDiffuser)
+    assert isinstance(module, role)
     assert module.make_policy().act(torch.zeros(2, 3)).shape == (2, 1)
 
 
@@ -129,7 +157,9 @@ def test_skills_from_the_command_line(tmp_path, monkeypatch, capsys, pendulum_fi
 
 
 @pytest.mark.parametrize("precision", ["bf16-true", "bf16-mixed"])
-@pytest.mark.parametrize("role", ["diffuser", "decision_diffuser"])
+@pytest.mark.parametrize(
+    "role", ["diffuser", "decision_diffuser", "diffusion_policy", "diffusion_ql", "idql"]
+)
 def test_low_precision(role, precision, value, tmp_path, monkeypatch, pendulum_file):
     monkeypatch.chdir(tmp_path)
     options = [*SHORT, *TWO_STEPS, f"--trainer.precision={precision}"]

@@ -21,7 +21,7 @@ class Probe(pl.Callback):
     def on_before_optimizer_step(self, trainer, module, optimizer):
         self.draws.append(torch.rand(()).item())
     def on_train_batch_start(self, trainer, module, batch, batch_idx):
-        self.rows.append(batch["observations"][:, 0].clone())
+        self.rows.append(batch["observations"].flatten(1)[:, :3].clone())
     def on_fit_end(self, trainer, module):
         torch.save({"draws": self.draws, "rows": torch.cat(self.rows),
                     "weights": module.state_dict()}, f"fit{trainer.global_rank}.pt")
@@ -56,7 +56,19 @@ def value_checkpoint(folder, pendulum_file):
     return saved(value, folder / "value.ckpt")
 
 
-@pytest.mark.parametrize("role", ["diffuser", "decision_diffuser", "trajectory_value"])
+ROLES = [
+    "diffuser",
+    "decision_diffuser",
+    "trajectory_value",
+    "diffusion_policy",
+    "diffusion_ql",
+    "idql",
+    "td3_bc",
+    "behaviour_cloning",
+]
+
+
+@pytest.mark.parametrize("role", ROLES)
 def test_two_processes(role, tmp_path, monkeypatch, pendulum_file):
     acts = role != "trajectory_value"
     options = ["--rollout.num_episodes=5", "--data.env_kwargs.max_episode_steps=60"]
@@ -81,7 +93,8 @@ def test_two_processes(role, tmp_path, monkeypatch, pendulum_file):
         assert torch.equal(value, second["weights"][key]), f"{key} differs between ranks"
 
     checkpoint = tmp_path / "runs" / "diffrl" / "version_0" / "checkpoints" / "best.ckpt"
-    assert DiffusionModule.load_from_checkpoint(checkpoint).hparams.horizon == 8
+    module = DiffusionModule.load_from_checkpoint(checkpoint)
+    assert type(module).__name__.lower() == role.replace("_", "")
     if not acts:
         return
     first, second = read(tmp_path, "test")

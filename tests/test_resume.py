@@ -63,6 +63,11 @@ def test_sigkill_and_resume_is_bit_exact(tmp_path, pendulum_file, accumulate):
         ("diffuser", 40, (13, 15, 26, 27, 30)),
         ("decision_diffuser", 30, (15, 27)),
         ("trajectory_value", 30, (13, 26)),
+        ("diffusion_policy", 30, (13, 27)),
+        ("diffusion_ql", 32, (15, 30)),
+        ("idql", 32, (13, 30)),
+        ("td3_bc", 32, (13, 30)),
+        ("behaviour_cloning", 32, (13, 30)),
     ],
 )
 def test_resume_from_every_kind_of_step(tmp_path, monkeypatch, pendulum_file, role, last, steps):

@@ -1,8 +1,23 @@
 """Roles: what the diffusion is over, what conditions it, what is done with a sample."""
 
 from diffrl_lightning.modules.base import DiffusionModule
+from diffrl_lightning.modules.behaviour_cloning import BehaviourCloning
 from diffrl_lightning.modules.decision_diffuser import DecisionDiffuser
 from diffrl_lightning.modules.diffuser import Diffuser
+from diffrl_lightning.modules.diffusion_policy import DiffusionPolicy
+from diffrl_lightning.modules.diffusion_ql import DiffusionQL
+from diffrl_lightning.modules.idql import IDQL
+from diffrl_lightning.modules.td3_bc import TD3BC
 from diffrl_lightning.modules.trajectory_value import TrajectoryValue
 
-__all__ = ["DecisionDiffuser", "Diffuser", "DiffusionModule", "TrajectoryValue"]
+__all__ = [
+    "IDQL",
+    "TD3BC",
+    "BehaviourCloning",
+    "DecisionDiffuser",
+    "Diffuser",
+    "DiffusionModule",
+    "DiffusionPolicy",
+    "DiffusionQL",
+    "TrajectoryValue",
+]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -26,9 +27,10 @@ class DiffusionModule(pl.LightningModule, ABC):
 
     A role defines ``compute_loss`` and, if it acts, ``make_policy``, or, if it generates, ``sample``.
     Its constructor takes scalars, tuples and Literals only, calls ``save_hyperparameters`` and builds
-    all layers, so that a checkpoint alone rebuilds it. The base reads ``lr``, ``weight_decay``,
-    ``lr_schedule`` and ``compile`` from its hyper-parameters. A role with other networks than
-    ``denoiser`` names them in ``averaged``.
+    all layers, so that a checkpoint alone rebuilds it. The base reads ``lr``, ``lr_schedule``,
+    ``lr_warmup_steps``, ``weight_decay``, ``adam_betas`` and ``compile`` from its hyper-parameters. A
+    role with other networks than ``denoiser`` names them in ``averaged``, and in ``param_groups`` if
+    each is to have a rate, or a bound on its gradient's norm, of its own.
     """
 
     denoiser: nn.Module
@@ -46,6 +48,18 @@ class DiffusionModule(pl.LightningModule, ABC):
 
     def fit_normalizers(self, datamodule: Any) -> None:
         """Take the statistics of the training episodes; roles with normalisers override it."""
+
+    def refuse_goals(self, goal_dim: int) -> None:
+        """For roles that do not pursue goals.
+
+        Raises:
+            InputError: if there are any.
+        """
+        if goal_dim:
+            raise InputError(
+                f"{type(self).__name__} does not pursue goals: leave them out with data.goal_key "
+                "none, or use Diffuser."
+            )
 
     @property
     def float_dtype(self) -> torch.dtype:
@@ -158,18 +172,61 @@ class DiffusionModule(pl.LightningModule, ABC):
     def test_step(self, batch: Any, batch_idx: int) -> None:
         """Nothing to do on batches: tests are rollouts."""
 
+    def param_groups(self) -> list[dict[str, Any]]:
+        """Parameters that belong together; a group may have an ``lr`` or ``weight_decay`` of its own.
+
+        ``gradient_clip_val`` bounds the norm of each group by itself.
+        """
+        return [{"params": list(self.parameters())}]
+
     def configure_optimizers(self) -> Any:
-        """AdamW (plain Adam at weight decay 0); the rate stays, or falls to 0 along a cosine."""
-        optimizer = torch.optim.AdamW(
-            [p for p in self.parameters() if p.requires_grad],
-            lr=self.hparams["lr"],
-            weight_decay=self.hparams.get("weight_decay", 0.0),
-        )
-        if self.hparams.get("lr_schedule", "constant") == "constant":
+        """AdamW (plain Adam at weight decay 0), with a warm-up and a cosine down to 0 if asked for.
+
+        Weights decay, but for biases, normalisations and positions.
+        """
+        groups = []
+        for group in self.param_groups():
+            decay = group.get("weight_decay", self.hparams.get("weight_decay", 0.0))
+            rest = {name: value for name, value in group.items() if name != "params"}
+            trained = [p for p in group["params"] if p.requires_grad]
+            still = {id(p) for n, p in self.named_parameters() if p.ndim < 2 or "position" in n}
+            parts = [[p for p in trained if (id(p) in still) is apart] for apart in (False, True)]
+            if not decay:
+                parts = [trained]
+            for part, rate in zip(parts, (decay, 0.0), strict=False):
+                groups.append({**rest, "params": part, "weight_decay": rate})
+        betas = tuple(self.hparams.get("adam_betas", (0.9, 0.999)))
+        # One kernel for all weights; elsewhere than on a CPU that is the default.
+        fused = True if self.device.type == "cpu" else None
+        optimizer = torch.optim.AdamW(groups, lr=self.hparams["lr"], betas=betas, fused=fused)
+        cosine = self.hparams.get("lr_schedule", "constant") == "cosine"
+        warmup = self.hparams.get("lr_warmup_steps", 0)
+        if not cosine and not warmup:
             return optimizer
-        steps = int(self.trainer.estimated_stepping_batches)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
+        steps = int(self.trainer.estimated_stepping_batches) if cosine else 0
+
+        def factor(step: int) -> float:
+            if step < warmup:
+                return step / warmup
+            done = (step - warmup) / max(1, steps - warmup)
+            return 0.5 * (1 + math.cos(math.pi * min(1.0, done))) if cosine else 1.0
+
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Any,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Bound the gradient of each group of parameters by itself."""
+        groups = self.param_groups()
+        if not gradient_clip_val or len(groups) == 1 or gradient_clip_algorithm == "value":
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+            return
+        for group in groups:
+            nn.utils.clip_grad_norm_(group["params"], gradient_clip_val)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Note the role and the seed of the noise; keep only arguments that the role takes."""

@@ -24,7 +24,7 @@ from diffrl_lightning.diffusion import (
 )
 from diffrl_lightning.modules.base import DiffusionModule
 from diffrl_lightning.nets import EMA, Backbone, ConditionalDenoiser, InverseDynamics, make_backbone
-from diffrl_lightning.normalizers import NormalizerKind, make_normalizer
+from diffrl_lightning.normalizers import BOUNDED, NormalizerKind, make_normalizer
 from diffrl_lightning.policies.planner import Plan, PlannerPolicy
 from diffrl_lightning.types import DenoiseFn, Generators, InputError, SequenceBatch
 
@@ -58,7 +58,7 @@ class DecisionDiffuser(DiffusionModule):
         beta_schedule: noise schedule.
         prediction_type: what the network predicts.
         clip_denoised: bound the estimate of the clean plan to the data's range, [-1, 1]; without effect
-            on the gaussian normaliser, which has no such range.
+            on normalisers that have no such range, gaussian and none.
         normalizer: of states and actions.
         returns_scale: the return's label is the return to go over this; default: scaled such that 0 is
             the lowest and 1 the highest in the data.
@@ -116,11 +116,7 @@ class DecisionDiffuser(DiffusionModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        if goal_dim:
-            raise InputError(
-                "DecisionDiffuser does not plan to goals: leave them out with data.goal_key none, or "
-                "use Diffuser."
-            )
+        self.refuse_goals(goal_dim)
         if not conditions or not set(conditions) <= {"return", "skill"}:
             raise InputError(f"{conditions=} must be return, skill, or both.")
         if not 1 <= n_obs_steps < horizon:
@@ -128,7 +124,7 @@ class DecisionDiffuser(DiffusionModule):
         self.observation_dim, self.action_dim = observation_dim, action_dim
         self.horizon, self.stride, self.n_obs_steps = horizon, stride, n_obs_steps
         self.conditions, self.num_origins = tuple(conditions), num_origins
-        self.clip = 1.0 if clip_denoised and normalizer != "gaussian" else None
+        self.clip = 1.0 if clip_denoised and normalizer in BOUNDED else None
         self.diffusion = GaussianDiffusion(
             make_betas(beta_schedule, num_train_timesteps), prediction_type
         )

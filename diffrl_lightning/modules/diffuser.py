@@ -15,15 +15,15 @@ from diffrl_lightning.diffusion import (
     PredictionType,
     Sampler,
     check_sampling,
+    choose,
     draw,
     inpaint,
     make_betas,
-    randn,
     value_guided,
 )
 from diffrl_lightning.modules.base import DiffusionModule
 from diffrl_lightning.nets import EMA, Backbone, make_backbone
-from diffrl_lightning.normalizers import NormalizerKind, TrajectoryNormalizer
+from diffrl_lightning.normalizers import BOUNDED, NormalizerKind, TrajectoryNormalizer
 from diffrl_lightning.policies.planner import Execute, Plan, PlannerPolicy
 from diffrl_lightning.types import DenoiseFn, Generators, InputError, SequenceBatch, ValueFn
 
@@ -62,7 +62,7 @@ class Diffuser(DiffusionModule):
         beta_schedule: noise schedule.
         prediction_type: what the network predicts.
         clip_denoised: bound the estimate of the clean trajectory to the data's range, [-1, 1];
-            without effect on the gaussian normaliser, which has no such range.
+            without effect on normalisers that have no such range, gaussian and none.
         normalizer: of states and actions.
         goal_velocity: at the goal only the position is given and all else is ``free``, or all else is
             ``zero``, as the paper has it.
@@ -119,7 +119,7 @@ class Diffuser(DiffusionModule):
         self.observation_dim, self.action_dim = observation_dim, action_dim
         self.goal_dim, self.horizon, self.stride = goal_dim, horizon, stride
         self._goal_entries = goal_dim if goal_velocity == "free" else observation_dim
-        self.clip = 1.0 if clip_denoised and normalizer != "gaussian" else None
+        self.clip = 1.0 if clip_denoised and normalizer in BOUNDED else None
         self.diffusion = GaussianDiffusion(
             make_betas(beta_schedule, num_train_timesteps), prediction_type
         )
@@ -234,7 +234,7 @@ class Diffuser(DiffusionModule):
         values = value(x, clean).unflatten(0, (-1, num_candidates))
         actions, states = self.trajectory.split(x.unflatten(0, (-1, num_candidates)))
         rows = torch.arange(len(values), device=x.device)
-        chosen = _choose(values, choice_temperature, generator)
+        chosen = choose(values, choice_temperature, generator)
         return Plan(states[rows, chosen], actions[rows, chosen], states, values)
 
     def make_policy(
@@ -359,13 +359,3 @@ class Diffuser(DiffusionModule):
 def _repeat(rows: Tensor | None, times: int) -> Tensor | None:
     """Each row several times in a row; None stays None."""
     return None if rows is None else rows.repeat_interleave(times, 0)
-
-
-def _choose(values: Tensor, temperature: float, generator: Generators) -> Tensor:
-    """One of K candidates (N,) by their values (N, K): the best, or a draw from their softmax."""
-    if temperature == 0:
-        return values.argmax(1)
-    # The largest of logits with Gumbel noise is a draw from their softmax.
-    normal = randn(values.shape, generator=generator, like=values)
-    uniform = torch.special.ndtr(normal).clamp(1e-6, 1 - 1e-6)
-    return (values / temperature - (-uniform.log()).log()).argmax(1)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
+from diffrl_lightning.policies.base import BatchPolicy
 from diffrl_lightning.types import Generators, InputError
 
 Execute = Literal["actions", "states"]
@@ -42,7 +42,7 @@ class PlanFn(Protocol):
         """
 
 
-class PlannerPolicy:
+class PlannerPolicy(BatchPolicy):
     """Executes plans in N environments, each at its own place in its own plan.
 
     With ``stride`` s and replanning every k steps::
@@ -62,9 +62,7 @@ class PlannerPolicy:
         lookahead: environment steps that the law aims ahead on the plan; it makes up for its lag.
         kp: gain of the position's error.
         kd: gain of the velocity's error.
-        n_obs_steps: states, the last ones, that a plan is made from.
-        device: where the plans are made.
-        dtype: of the states that they are made from.
+        options: ``n_obs_steps``, ``device`` and ``dtype`` of :class:`BatchPolicy`.
 
     Raises:
         InputError: if an argument is out of range.
@@ -82,54 +80,25 @@ class PlannerPolicy:
         lookahead: int = 1,
         kp: float = 10.0,
         kd: float = 1.0,
-        n_obs_steps: int = 1,
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float32,
+        **options: Any,
     ) -> None:
+        super().__init__(observation_dim=observation_dim, stride=stride, **options)
         if execute not in ("actions", "states"):
             raise InputError(f"{execute=} is unknown: choose actions or states.")
         if replan_every is not None and replan_every < 1:
             raise InputError(f"{replan_every=} must be at least 1, or null for open loop.")
         if warm_start and replan_every is None:
             raise InputError("warm_start needs replan_every: an open-loop plan has none before it.")
-        if n_obs_steps < 1:
-            raise InputError(f"{n_obs_steps=} must be at least 1.")
-        self.plan, self.observation_dim, self.stride = plan, observation_dim, stride
+        self.plan = plan
         self.execute, self.replan_every, self.warm_start = execute, replan_every, warm_start
         self.lookahead, self.kp, self.kd = lookahead, kp, kd
-        self.n_obs_steps = n_obs_steps
-        self.device, self.dtype = torch.device(device), dtype
         self.new_plans: list[tuple[Tensor, Plan]] = []  # rows (M,) and their plans, just made
         self._plan: Plan | None = None
-        self._history = torch.zeros(0, 0, 0)  # (N, (C - 1) * stride + 1, O)
-        self._age = torch.zeros(0, dtype=torch.long)  # environment steps since the plan was made
-        self._clock = torch.zeros(0, dtype=torch.long)  # environment steps since the first plan
-        self._generators: list[torch.Generator] = []
-
-    def reset(self, mask: Tensor, seeds: Sequence[int] | None = None) -> None:
-        """Drop the plans where an episode begins, and reseed their noise."""
-        if len(self._age) != len(mask):
-            self._plan = None
-            self._history = torch.zeros(0, 0, 0)
-            self._age = torch.full((len(mask),), -1)
-            self._clock = torch.zeros(len(mask), dtype=torch.long)
-            self._generators = [torch.Generator() for _ in mask]
-        self._age[mask] = -1
-        self._clock[mask] = 0
-        for i in mask.nonzero()[:, 0].tolist():
-            if seeds is None:
-                self._generators[i].seed()
-            else:
-                self._generators[i].manual_seed(seeds[i])
 
     def act(self, observations: Tensor) -> Tensor:
         """Observations (N, O + G) -> actions (N, A)."""
-        if len(self._age) != len(observations):
-            self.reset(torch.ones(len(observations), dtype=torch.bool))
-        self._remember(observations[:, : self.observation_dim])
-        due = self._age < 0
-        if self.replan_every is not None:
-            due |= self._age >= self.replan_every
+        self._observe(observations)
+        due = self._due(self.replan_every)
         # Those with a plan to start from apart from those without: so an episode does not depend on
         # what its neighbours do.
         warm = due & (self._age >= 0) & torch.tensor(self.warm_start)
@@ -137,40 +106,25 @@ class PlannerPolicy:
         self.new_plans = [(rows, self._replan(observations, rows)) for rows in groups]
         assert self._plan is not None
         action = self._track(observations) if self.execute == "states" else self._played()
-        self._age += 1
-        self._clock += 1
+        self._tick()
         return action
-
-    def _remember(self, states: Tensor) -> None:
-        """Take in states (N, O); where an episode begins, all of its past is the first one."""
-        if self.n_obs_steps == 1:
-            return
-        if not len(self._history):
-            length = (self.n_obs_steps - 1) * self.stride + 1
-            self._history = states[:, None].repeat(1, length, 1)
-        self._history = torch.cat([self._history[:, 1:], states[:, None]], 1)
-        begins = self._clock == 0
-        self._history[begins] = states[begins, None]
 
     def _replan(self, observations: Tensor, rows: Tensor) -> Plan:
         """Plan for some environments."""
         goals = observations[rows, self.observation_dim :].to(self.device, self.dtype)
-        states = observations[rows, : self.observation_dim]
-        if self.n_obs_steps > 1:
-            states = self._history[rows, :: self.stride]
         elapsed = torch.div(self._clock[rows], self.stride, rounding_mode="floor")
         made = self.plan(
-            states.to(self.device, self.dtype),
+            self._states(observations, rows),
             goals if goals.shape[1] else None,
-            generator=[self._generators[i] for i in rows.tolist()],
+            generator=self._noise(rows),
             elapsed=elapsed.to(self.device),
             previous=self._previous(rows),
         )
         plan = made._replace(
             observations=made.observations.float().cpu(), actions=made.actions.float().cpu()
         )
-        if self._plan is None:
-            n = len(observations)
+        n = len(observations)
+        if self._plan is None or len(self._plan.actions) != n:
             parts = (plan.observations, plan.actions)
             self._plan = Plan(*(part.new_zeros(n, *part.shape[1:]) for part in parts))
         self._plan.observations[rows] = plan.observations

@@ -271,7 +271,7 @@ def test_labels(monkeypatch, tmp_path, pendulum_file, returns_scale):
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"goal_dim": 2}, "does not plan to goals"),
+        ({"goal_dim": 2}, "does not pursue goals"),
         ({"conditions": ("return", "goal")}, "must be return, skill, or both"),
         ({"conditions": ()}, "must be return, skill, or both"),
         ({"n_obs_steps": 8}, "less than horizon=8"),

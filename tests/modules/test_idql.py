@@ -1,0 +1,151 @@
+"""IDQL: its losses by their formulas, its choices, and what every role must do."""
+
+import pytest
+import torch
+from torch.nn.functional import mse_loss
+
+from diffrl_lightning import IDQL, InputError, TransitionData
+from modules.role_tester import check_role, policy_is_deterministic_by_seed
+
+SMALL = {"hidden_dim": 16, "critic_hidden_dim": 16, "ema_decay": 0.9}
+
+
+def small(**kwargs):
+    return IDQL(**({"observation_dim": 3, "action_dim": 1} | SMALL | kwargs))
+
+
+def transitions(n=8):
+    return {
+        "observations": torch.randn(n, 3),
+        "actions": torch.rand(n, 1) * 2 - 1,
+        "rewards": torch.randn(n),
+        "next_observations": torch.randn(n, 3),
+        "terminations": torch.tensor([0.0, 1.0]).repeat(n // 2),
+    }
+
+
+def test_role(tmp_path, pendulum_file):
+    data = TransitionData(str(pendulum_file), batch_size=32)
+    module = small(dropout=0.0, normalizer="gaussian")
+    check_role(module, data, tmp_path, loss="bc_loss")
+    module.eval()
+    policy_is_deterministic_by_seed(module, data, choice="expectile")
+    policy_is_deterministic_by_seed(module, data, num_candidates=1)
+
+
+def test_losses_are_those_of_the_paper():
+    module, batch = small(expectile=0.8, discount=0.9, dropout=0.0), transitions()
+    with torch.no_grad():
+        for p in module.target_critic.parameters():
+            p += 0.2 * torch.randn_like(p)
+    states, actions = batch["observations"], batch["actions"]
+    q1, q2 = module.target_critic(states, actions)
+    short = torch.minimum(q1, q2) - module.value(states)[:, 0]
+    assert (short > 0).any()
+    assert (short < 0).any()
+    value_loss = torch.where(short > 0, 0.8 * short**2, 0.2 * short**2).mean()
+    ended = batch["terminations"].bool()
+    following = module.value(batch["next_observations"])[:, 0]
+    target = (batch["rewards"] + torch.where(ended, 0.0, 0.9 * following)).detach()
+    ours = module.critic(states, actions)
+    critic_loss = mse_loss(ours[0], target) + mse_loss(ours[1], target)
+    torch.manual_seed(2)
+    bc_loss = module.diffusion.loss(lambda x, t: module.denoiser(x, t, states), actions).mean()
+    torch.manual_seed(2)
+    loss, _ = module.compute_loss(batch)
+    torch.testing.assert_close(loss, bc_loss + value_loss + critic_loss)
+
+    loss.backward()
+    found = [[p.grad.clone() for p in n.parameters()] for n in (module.value, module.critic)]
+    module.zero_grad()
+    (value_loss + critic_loss).backward()
+    own = [[p.grad for p in n.parameters()] for n in (module.value, module.critic)]
+    torch.testing.assert_close(found, own)
+    assert all(p.grad is None for n in (module.ema, module.target_critic) for p in n.parameters())
+
+
+def test_the_value_is_the_expectile_of_q():
+    """One state, rewards of two sizes at the end of the episode: V solves the expectile's equation."""
+    module = small(expectile=0.9, tau=0.2)
+    n = 400
+    actions = torch.cat([torch.full((n // 2, 1), -1.0), torch.full((n // 2, 1), 1.0)])
+    batch = transitions(n) | {"observations": torch.zeros(n, 3), "actions": actions}
+    batch |= {"rewards": actions[:, 0].clone(), "terminations": torch.ones(n)}
+    nets = [*module.value.parameters(), *module.critic.parameters()]
+    optimizer = torch.optim.Adam(nets, lr=1e-2)
+    for step in range(300):
+        optimizer.zero_grad()
+        module.compute_loss(batch)[0].backward()
+        optimizer.step()
+        module.target_critic.update(module.critic, step + 1)
+    # 0.9 (1 - v) = 0.1 (v + 1)
+    assert module.value(torch.zeros(1, 3)).item() == pytest.approx(0.8, abs=0.03)
+
+
+class Scores(torch.nn.Module):
+    """Critics that like an action by its value."""
+
+    def forward(self, states, actions):
+        return torch.stack([actions[:, 0], actions[:, 0] + 1])
+
+
+def test_choices(monkeypatch):
+    """Of -0.5, 0.1 and 0.5 against V = 0: the best, or each by the weight that V's loss gives it."""
+    module = small(expectile=0.75).eval()
+    module.target_critic = Scores()
+    with torch.no_grad():
+        for p in module.value.parameters():
+            p.zero_()
+    three = torch.tensor([-0.5, 0.1, 0.5]).repeat(8000)[:, None]
+    asked = {}
+    monkeypatch.setattr(
+        "diffrl_lightning.modules.idql.draw", lambda *a, **k: asked.update(k) or three
+    )
+    states = torch.zeros(8000, 3)
+    best = module.decide(states, num_candidates=3)
+    assert (best == 0.5).all()
+    drawn = module.decide(states, num_candidates=3, choice="expectile")[:, 0, 0]
+    shares = [torch.isclose(drawn, x).float().mean().item() for x in three[:3, 0]]
+    assert shares == pytest.approx([0.25 / 1.75, 0.75 / 1.75, 0.75 / 1.75], abs=0.02)
+    assert asked["variance"] == "beta"
+    assert asked["clip"] == 1.0
+
+
+def test_the_actor_alone_decays():
+    module = small(weight_decay=0.1)
+    groups = module.configure_optimizers().param_groups
+    decayed = {id(p) for g in groups if g["weight_decay"] for p in g["params"]}
+    matrices = {id(p) for p in module.denoiser.parameters() if p.ndim > 1}
+    assert decayed == matrices
+    counted = [id(p) for g in groups for p in g["params"]]
+    assert sorted(counted) == sorted(id(p) for p in module.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize(
+    ("dims", "actor", "critics", "value"),
+    [
+        ((11, 3), 1_640_483, 139_778, 69_121),
+        ((17, 6), 1_643_558, 144_386, 70_657),
+        ((29, 8), 1_647_656, 151_554, 73_729),
+    ],
+)
+def test_published_size(dims, actor, critics, value):
+    module = IDQL(*dims)
+    nets = (module.denoiser, module.critic, module.value)
+    counts = [sum(p.numel() for p in net.parameters()) for net in nets]
+    assert counts == [actor, critics, value]
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [({"goal_dim": 2}, "does not pursue goals"), ({"expectile": 1.0}, "must lie in")],
+)
+def test_bad_arguments(kwargs, message):
+    with pytest.raises(InputError, match=message):
+        small(**kwargs)
+
+
+@pytest.mark.parametrize("kwargs", [{"num_candidates": 0}, {"choice": "softmax"}])
+def test_bad_choices(kwargs):
+    with pytest.raises(InputError, match="argmax or expectile"):
+        small().make_policy(**kwargs)
