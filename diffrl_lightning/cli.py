@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pickle import UnpicklingError
 from typing import Any
 
@@ -50,10 +51,12 @@ class DiffRLCLI(LightningCLI):
         )
 
     def before_instantiate_classes(self) -> None:
-        """Without rollouts in validation, choose the checkpoint by the loss."""
+        """Without rollouts in validation, choose the checkpoint by what the role has instead."""
         config = self.config[self.config.subcommand]
         if config.rollout.val_episodes == 0 and config.checkpoint.monitor == "val/return_mean":
-            config.checkpoint.monitor, config.checkpoint.mode = "val/loss", "min"
+            module, _, name = config.model.class_path.rpartition(".")
+            role = getattr(import_module(module), name)
+            config.checkpoint.monitor, config.checkpoint.mode = role.chosen_by, "min"
 
     def before_fit(self) -> None:
         """Refuse, before training, a test that has no environment or of a role that does not act."""

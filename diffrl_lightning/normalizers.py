@@ -88,7 +88,11 @@ class GaussianNormalizer(Normalizer):
 
 
 class LimitsNormalizer(Normalizer):
-    """Smallest and largest value to -1 and 1; a constant dimension is widened by 1 either way."""
+    """Smallest and largest value to -1 and 1.
+
+    A dimension whose values differ by less than 1e-4 is only shifted, so that what lies beside them
+    does not explode.
+    """
 
     low: Tensor
     high: Tensor
@@ -100,9 +104,10 @@ class LimitsNormalizer(Normalizer):
 
     def _fit(self, dim: int, column: Tensor) -> None:
         low, high = column.aminmax()
-        constant = (low == high).to(low)
-        self.low[dim] = low - constant
-        self.high[dim] = high + constant
+        if high - low < 1e-4:
+            middle = (low + high) / 2
+            low, high = middle - 1, middle + 1
+        self.low[dim], self.high[dim] = low, high
 
     def normalize(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., D); values outside the data's limits go beyond [-1, 1]."""

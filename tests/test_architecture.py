@@ -93,7 +93,8 @@ def files_with(path):
     if "class_path" in yaml.safe_load(path.read_text()).get("model", {}):
         return [path]
     if path.parent.name != "overlays":
-        return [path.parent / "mujoco_paper.yaml", path]
+        base = "kitchen_paper" if path.parent.name == "diffusion_policy" else "mujoco_paper"
+        return [path.parent / f"{base}.yaml", path]
     bases = {"halfcheetah": "diffuser/mujoco.yaml"}
     return [ROOT / "configs" / bases.get(path.stem, "quickstart.yaml"), path]
 

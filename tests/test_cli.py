@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import write_d4rl
-from helpers import CONFIG, diffrl, fit_args
+from helpers import CONFIG, CONFIGS, diffrl, fit_args
 
 from diffrl_lightning import (
     IDQL,
@@ -156,20 +156,34 @@ def test_skills_from_the_command_line(tmp_path, monkeypatch, capsys, pendulum_fi
     assert "was trained with num_origins=2, the data have 1" in said
 
 
-@pytest.mark.parametrize("precision", ["bf16-true", "bf16-mixed"])
-@pytest.mark.parametrize(
-    "role", ["diffuser", "decision_diffuser", "diffusion_policy", "diffusion_ql", "idql"]
-)
-def test_low_precision(role, precision, value, tmp_path, monkeypatch, pendulum_file):
+ACTING = ["diffuser", "decision_diffuser", "diffusion_policy", "diffusion_ql", "idql"]
+
+
+@pytest.mark.parametrize("role", ACTING)
+def test_mixed_precision(role, value, tmp_path, monkeypatch, pendulum_file):
+    """Trains, clips and acts; the weights stay as they are kept."""
     monkeypatch.chdir(tmp_path)
-    options = [*SHORT, *TWO_STEPS, f"--trainer.precision={precision}"]
+    options = [*SHORT, *TWO_STEPS, "--trainer.precision=bf16-mixed"]
     options += guided_by(value) if role == "diffuser" else []
-    main(fit_args(pendulum_file, *options, role=role))
+    main(fit_args(pendulum_file, *options, "--trainer.gradient_clip_val=1", role=role))
     results = json.loads((tmp_path / CHECKPOINTS.parent / "results.json").read_text())
     assert results["return_mean"] < 0
     state = torch.load(CHECKPOINTS / "last.ckpt", weights_only=True)["state_dict"]
     weights = {value.dtype for key, value in state.items() if key.startswith("denoiser.")}
-    assert weights == {torch.bfloat16 if precision == "bf16-true" else torch.float32}
+    assert weights == {torch.float32}
+
+
+@pytest.mark.parametrize("role", ACTING)
+def test_low_precision(role, value, tmp_path, monkeypatch, pendulum_file):
+    """Acts from a checkpoint in bfloat16."""
+    monkeypatch.chdir(tmp_path)
+    args = fit_args(pendulum_file, *SHORT, *TWO_STEPS[:2], role=role)
+    low = ("--trainer.precision=bf16-true", "--rollout.val_episodes=0")
+    main([*args, "--rollout.val_episodes=0"])
+    test = ["test", *args[1:], *low, f"--ckpt_path={CHECKPOINTS / 'last.ckpt'}"]
+    test += guided_by(value) if role == "diffuser" else []
+    main([*test, "--rollout.results_path=low.json"])
+    assert json.loads((tmp_path / "low.json").read_text())["return_mean"] < 0
 
 
 def fail(*args, capsys):
@@ -223,6 +237,11 @@ def pickled(folder):
         (lambda f: write_d4rl(f / "a.hdf5"), ["--data.env_kwargs.foo=1"], "can not be made"),
         (lambda f: write_d4rl(f / "a.hdf5"), ["--data.env_id=foo:Bar-v0"], "can not be made"),
         (lambda f: write_d4rl(f / "a.hdf5"), ["--data.ref_scores=[5,5]"], "a lower and a higher"),
+        (lambda f: write_d4rl(f / "a.hdf5"), ["--data.pad_before=1"], "need padding edge or zero"),
+        (lambda f: write_d4rl(f / "a.hdf5"), ["--model.lr_schedule=cosine", "--trainer.max_steps=-1",
+         "--trainer.max_epochs=-1"], "lr_schedule=cosine needs an end"),
+        (lambda f: write_d4rl(f / "a.hdf5"), ["--trainer.precision=bf16-true"],
+         "train with precision bf16-mixed"),
         (lambda f: write_d4rl(f / "a.hdf5", observation_dim=5),
          ["--rollout.val_episodes=0", "--test_after_fit=true"], "give env_id"),
     ],
@@ -233,6 +252,30 @@ def test_bad_input_ends_with_one_sentence(dataset, options, message, tmp_path, m
     assert message in said
     assert said.count("diffrl: error:") + said.count("error: ") >= 1
     assert not list(tmp_path.rglob("*.ckpt")), "nothing was trained"
+
+
+@pytest.mark.parametrize(
+    ("role", "data"),
+    [("diffusion_ql", "SequenceData"), ("diffusion_policy", "TransitionData")],
+)
+def test_data_of_the_wrong_kind(role, data, tmp_path, monkeypatch, capsys, pendulum_file):
+    monkeypatch.chdir(tmp_path)
+    text = (CONFIGS / f"{role}.yaml").read_text()
+    text = re.sub(r"class_path: (Seq|Tran)\w+", f"class_path: {data}", text)
+    text = re.sub(r"    (horizon|padding|pad_before|pad_after): .*\n", "", text)
+    (tmp_path / "odd.yaml").write_text(text)
+    said = fail("fit", "-c", "odd.yaml", f"--data.dataset={pendulum_file}", capsys=capsys)
+    assert f"which {data} does not make: use" in said
+
+
+def test_critics_are_tested_as_they_are_at_the_end(tmp_path, monkeypatch, pendulum_file):
+    """Without rollouts in validation no checkpoint is chosen by the critics' loss."""
+    monkeypatch.chdir(tmp_path)
+    options = ("--rollout.val_episodes=0", "--test_after_fit=true", "--trainer.max_steps=45")
+    main(fit_args(pendulum_file, *SHORT, *options, role="td3_bc"))
+    results = json.loads((tmp_path / CHECKPOINTS.parent / "results.json").read_text())
+    best = torch.load(results["checkpoint"], weights_only=True)
+    assert best["global_step"] == 45
 
 
 def test_fit_without_rollouts_needs_no_environment(tmp_path, monkeypatch):

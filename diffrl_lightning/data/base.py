@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import gymnasium as gym
 import lightning.pytorch as pl
@@ -46,6 +46,8 @@ class OfflineData(pl.LightningDataModule, ABC):
         seed: of the split and of the batches.
         pin_memory: copy batches to page-locked memory, for CUDA.
     """
+
+    makes: ClassVar[Literal["windows", "transitions"]]
 
     def __init__(
         self,

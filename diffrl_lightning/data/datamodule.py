@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -53,6 +54,8 @@ class SequenceData(OfflineData):
         pin_memory: copy batches to page-locked memory, for CUDA.
     """
 
+    makes = "windows"
+
     def __init__(
         self,
         dataset: str | list[str],
@@ -77,6 +80,15 @@ class SequenceData(OfflineData):
         seed: int = 0,
         pin_memory: bool = False,
     ) -> None:
+        count = partial(
+            num_windows,
+            horizon=horizon,
+            stride=stride,
+            padding=padding,
+            pad_before=pad_before,
+            pad_after=pad_after,
+        )
+        count(np.ones(1, np.int64))  # refuses what does not fit, before anything is read
         super().__init__(
             dataset,
             env_id=env_id,
@@ -95,19 +107,11 @@ class SequenceData(OfflineData):
         self.padding, self.discount = padding, discount
         self.termination_penalty = termination_penalty
         self.start_steps, self.start_repeats = start_steps, start_repeats
-        self.pad_before, self.pad_after = pad_before, pad_after
+        self.pad_before, self.pad_after, self.num_windows = pad_before, pad_after, count
 
     def usable(self, episodes: Episodes) -> np.ndarray:
         """Those that have a window: without padding, only episodes as long as one."""
-        counts = num_windows(
-            episodes.lengths,
-            self.horizon,
-            self.stride,
-            self.padding,
-            pad_before=self.pad_before,
-            pad_after=self.pad_after,
-        )
-        return counts > 0
+        return self.num_windows(episodes.lengths) > 0
 
     def make_dataset(self, episodes: Episodes, which: np.ndarray) -> Windows:
         """Windows of these episodes."""
@@ -157,6 +161,8 @@ class TransitionData(OfflineData):
         seed: of the split and of the batches.
         pin_memory: copy batches to page-locked memory, for CUDA.
     """
+
+    makes = "transitions"
 
     def __init__(
         self,

@@ -87,10 +87,6 @@ class Windows(Dataset):
     ) -> None:
         if start_steps < 0 or start_repeats < 1:
             raise InputError(f"{start_steps=} must be at least 0, {start_repeats=} at least 1.")
-        if padding not in ("none", "edge", "zero"):
-            raise InputError(f"{padding=} is unknown: choose none, edge or zero.")
-        if horizon < 1 or stride < 1:
-            raise InputError(f"{horizon=} and {stride=} must be at least 1.")
         self.steps = torch.arange(horizon) * stride
         self.padding, self.pad_before = padding, pad_before
         usable = num_windows(
@@ -149,13 +145,20 @@ def num_windows(
     """How many windows episodes of these lengths (E,) have; the arguments are those of Windows.
 
     Raises:
-        InputError: if there is padding without a kind of it, or it is negative.
+        InputError: if an argument is unknown, out of range, or does not go with the others.
     """
-    if pad_before < 0 or (pad_after or 0) < 0:
-        raise InputError(f"{pad_before=} and {pad_after=} must be at least 0.")
+    if padding not in ("none", "edge", "zero"):
+        raise InputError(f"{padding=} is unknown: choose none, edge or zero.")
+    if horizon < 1 or stride < 1:
+        raise InputError(f"{horizon=} and {stride=} must be at least 1.")
+    span = (horizon - 1) * stride
+    if not 0 <= pad_before <= span or (pad_after or 0) < 0:
+        raise InputError(
+            f"{pad_before=} must lie between 0 and {span}, the span of a window, and {pad_after=} "
+            "must be at least 0."
+        )
     if padding == "none" and (pad_before or pad_after):
         raise InputError(f"{pad_before=} and {pad_after=} need padding edge or zero.")
-    span = (horizon - 1) * stride
     beyond = 0 if padding == "none" else span if pad_after is None else min(pad_after, span)
     return np.maximum(lengths + pad_before + beyond - span, 0)
 

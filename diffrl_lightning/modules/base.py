@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import inspect
 import math
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import IO, Any, ClassVar, Literal, Self
 
 import lightning.pytorch as pl
 import numpy as np
@@ -16,10 +17,12 @@ from torch import Tensor, nn
 
 from diffrl_lightning.diffusion import GaussianDiffusion
 from diffrl_lightning.nets import EMA
-from diffrl_lightning.normalizers import Normalizer
+from diffrl_lightning.normalizers import Normalizer, TrajectoryNormalizer
+from diffrl_lightning.policies.chunked import ChunkedPolicy, ChunkFn
 from diffrl_lightning.types import InputError, Policy
 
 ROLE_KEY = "diffrl_role"
+_STILL = re.compile("position|bias")  # parameters that do not decay, with all of one dimension
 
 
 class DiffusionModule(pl.LightningModule, ABC):
@@ -36,6 +39,11 @@ class DiffusionModule(pl.LightningModule, ABC):
     denoiser: nn.Module
     ema: EMA
     diffusion: GaussianDiffusion
+    trajectory: TrajectoryNormalizer
+    learns_from: ClassVar[Literal["windows", "transitions"]] = "windows"
+    chosen_by: ClassVar[str | None] = (
+        "val/loss"  # without rollouts in validation; None: the last one
+    )
     _noise_seed: int | None = None  # where all noise of a run comes from
 
     @abstractmethod
@@ -47,7 +55,29 @@ class DiffusionModule(pl.LightningModule, ABC):
         raise InputError(f"{type(self).__name__} does not act: roll out a role that does.")
 
     def fit_normalizers(self, datamodule: Any) -> None:
-        """Take the statistics of the training episodes; roles with normalisers override it."""
+        """Take the statistics of the training episodes' states and actions."""
+        self.trajectory.fit(datamodule)
+
+    def chunked_policy(self, decide: ChunkFn, **options: Any) -> ChunkedPolicy:
+        """A policy of this module's dimensions, device and precision."""
+        return ChunkedPolicy(
+            decide,
+            observation_dim=self.hparams["observation_dim"],
+            device=self.device,
+            dtype=self.float_dtype,
+            **options,
+        )
+
+    @staticmethod
+    def check_shares(**shares: float) -> None:
+        """For hyper-parameters that are shares.
+
+        Raises:
+            InputError: if one is not in (0, 1].
+        """
+        for name, value in shares.items():
+            if not 0 < value <= 1:
+                raise InputError(f"{name}={value} must lie in (0, 1].")
 
     def refuse_goals(self, goal_dim: int) -> None:
         """For roles that do not pursue goals.
@@ -121,7 +151,15 @@ class DiffusionModule(pl.LightningModule, ABC):
     def setup(self, stage: str) -> None:
         """Fit the normalisers to the training data, unless a checkpoint brings them."""
         datamodule = getattr(self.trainer, "datamodule", None)
-        if datamodule is not None and not self._fitted():
+        if datamodule is None:
+            return
+        if stage == "fit" and datamodule.makes != self.learns_from:
+            wanted = {"windows": "SequenceData", "transitions": "TransitionData"}[self.learns_from]
+            raise InputError(
+                f"{type(self).__name__} learns from {self.learns_from}, which "
+                f"{type(datamodule).__name__} does not make: use {wanted}."
+            )
+        if not self._fitted():
             self.fit_normalizers(datamodule)
 
     def _fitted(self) -> bool:
@@ -129,11 +167,18 @@ class DiffusionModule(pl.LightningModule, ABC):
 
     def on_fit_start(self) -> None:
         """Fix the seed of the noise; ranks are seeded alike, and enter in each batch's seed."""
+        if self.float_dtype not in (torch.float32, torch.float64):
+            raise InputError(
+                f"In {self.float_dtype} weight averages and small steps round away: train with "
+                "precision bf16-mixed or 32, and use a lower one for tests."
+            )
         if self._noise_seed is None:
             self._noise_seed = torch.initial_seed() % 2**32
+        self.train()  # a module that was loaded comes in evaluation mode
         if self.hparams.get("compile", False):
-            for _, net in self.averaged():
-                net.compile()
+            for net in self.children():
+                if any(p.requires_grad for p in net.parameters()):
+                    net.compile()
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Seed the noise of batch k from (seed, rank, k).
@@ -173,9 +218,9 @@ class DiffusionModule(pl.LightningModule, ABC):
         """Nothing to do on batches: tests are rollouts."""
 
     def param_groups(self) -> list[dict[str, Any]]:
-        """Parameters that belong together; a group may have an ``lr`` or ``weight_decay`` of its own.
+        """Parameters that belong together; ``gradient_clip_val`` bounds the norm of each group.
 
-        ``gradient_clip_val`` bounds the norm of each group by itself.
+        A group may have an ``lr``, ``weight_decay`` and ``lr_schedule`` of its own.
         """
         return [{"params": list(self.parameters())}]
 
@@ -184,35 +229,49 @@ class DiffusionModule(pl.LightningModule, ABC):
 
         Weights decay, but for biases, normalisations and positions.
         """
-        groups = []
+        groups, factors = [], []
+        still = {id(p) for n, p in self.named_parameters() if p.ndim < 2 or _STILL.search(n)}
         for group in self.param_groups():
-            decay = group.get("weight_decay", self.hparams.get("weight_decay", 0.0))
-            rest = {name: value for name, value in group.items() if name != "params"}
-            trained = [p for p in group["params"] if p.requires_grad]
-            still = {id(p) for n, p in self.named_parameters() if p.ndim < 2 or "position" in n}
-            parts = [[p for p in trained if (id(p) in still) is apart] for apart in (False, True)]
-            if not decay:
-                parts = [trained]
-            for part, rate in zip(parts, (decay, 0.0), strict=False):
-                groups.append({**rest, "params": part, "weight_decay": rate})
-        betas = tuple(self.hparams.get("adam_betas", (0.9, 0.999)))
-        # One kernel for all weights; elsewhere than on a CPU that is the default.
+            options = {"lr": self.hparams["lr"], **group}
+            decay = options.pop("weight_decay", self.hparams.get("weight_decay", 0.0))
+            factor = self._rate(options.pop("lr_schedule", self.hparams.get("lr_schedule")))
+            trained = [p for p in options.pop("params") if p.requires_grad]
+            parts = {decay: trained}
+            if decay:
+                parts = {decay: [p for p in trained if id(p) not in still]}
+                parts[0.0] = [p for p in trained if id(p) in still]
+            for rate, part in parts.items():
+                groups.append({**options, "params": part, "weight_decay": rate})
+                factors.append(factor)
+        # On a CPU, one kernel for all weights; elsewhere PyTorch's own choice.
         fused = True if self.device.type == "cpu" else None
-        optimizer = torch.optim.AdamW(groups, lr=self.hparams["lr"], betas=betas, fused=fused)
-        cosine = self.hparams.get("lr_schedule", "constant") == "cosine"
-        warmup = self.hparams.get("lr_warmup_steps", 0)
-        if not cosine and not warmup:
+        betas = tuple(self.hparams.get("adam_betas", (0.9, 0.999)))
+        optimizer = torch.optim.AdamW(groups, betas=betas, fused=fused)
+        if all(factor is None for factor in factors):
             return optimizer
-        steps = int(self.trainer.estimated_stepping_batches) if cosine else 0
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, [factor or (lambda step: 1.0) for factor in factors]
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _rate(self, schedule: str | None) -> Callable[[int], float] | None:
+        """The factor of the learning rate at a step; None where it is always 1."""
+        warmup = self.hparams.get("lr_warmup_steps", 0)
+        if schedule not in (None, "constant", "cosine"):
+            raise InputError(f"lr_schedule={schedule!r} is unknown: choose constant or cosine.")
+        cosine = schedule == "cosine"
+        steps = self.trainer.estimated_stepping_batches if cosine else math.inf
+        if cosine and steps == math.inf:
+            raise InputError("lr_schedule=cosine needs an end: give trainer.max_steps.")
+        if not 0 <= warmup < steps:
+            raise InputError(f"lr_warmup_steps={warmup} must lie between 0 and the {steps} steps.")
 
         def factor(step: int) -> float:
-            if step < warmup:
-                return step / warmup
-            done = (step - warmup) / max(1, steps - warmup)
-            return 0.5 * (1 + math.cos(math.pi * min(1.0, done))) if cosine else 1.0
+            rise = min(1.0, step / warmup) if warmup else 1.0
+            done = min(1.0, max(0, step - warmup) / (steps - warmup))  # 0 where there is no end
+            return rise * 0.5 * (1 + math.cos(math.pi * done))
 
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return factor if cosine or warmup else None
 
     def configure_gradient_clipping(
         self,
@@ -221,12 +280,12 @@ class DiffusionModule(pl.LightningModule, ABC):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Bound the gradient of each group of parameters by itself."""
-        groups = self.param_groups()
-        if not gradient_clip_val or len(groups) == 1 or gradient_clip_algorithm == "value":
-            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        if not gradient_clip_val:
             return
-        for group in groups:
-            nn.utils.clip_grad_norm_(group["params"], gradient_clip_val)
+        by_value = str(gradient_clip_algorithm).endswith("value")
+        clip = nn.utils.clip_grad_value_ if by_value else nn.utils.clip_grad_norm_
+        for group in self.param_groups():
+            clip(group["params"], gradient_clip_val)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Note the role and the seed of the noise; keep only arguments that the role takes."""

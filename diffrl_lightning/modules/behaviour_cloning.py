@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 from torch import Tensor, nn
 
@@ -39,6 +39,8 @@ class BehaviourCloning(DiffusionModule):
         InputError: if there are goals, or an argument is unknown.
     """
 
+    learns_from = "transitions"
+
     def __init__(
         self,
         observation_dim: int,
@@ -69,10 +71,6 @@ class BehaviourCloning(DiffusionModule):
     def averaged(self) -> list[tuple[EMA, nn.Module]]:
         """The average follows the actor."""
         return [(self.ema, self.actor)]
-
-    def fit_normalizers(self, datamodule: Any) -> None:
-        """Take the statistics of the training episodes' states and actions."""
-        self.trajectory.fit(datamodule)
 
     def compute_loss(self, batch: TransitionBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Squared error, or negative log likelihood up to a constant, a dimension."""
@@ -109,12 +107,7 @@ class BehaviourCloning(DiffusionModule):
         """
         if temperature and not self.gaussian:
             raise InputError(f"{temperature=} needs distribution=gaussian: leave it at 0.")
-        return ChunkedPolicy(
-            partial(self.decide, temperature=temperature),
-            observation_dim=self.observation_dim,
-            device=self.device,
-            dtype=self.float_dtype,
-        )
+        return self.chunked_policy(partial(self.decide, temperature=temperature))
 
 
 def _split(output: Tensor) -> tuple[Tensor, Tensor]:

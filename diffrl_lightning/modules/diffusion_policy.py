@@ -138,8 +138,19 @@ class DiffusionPolicy(DiffusionModule):
         self.trajectory = TrajectoryNormalizer(normalizer, observation_dim, action_dim)
 
     def fit_normalizers(self, datamodule: Any) -> None:
-        """Take the statistics of the training episodes' states and actions."""
-        self.trajectory.fit(datamodule)
+        """Take the statistics of the training episodes' states and actions.
+
+        Raises:
+            InputError: if episodes begin otherwise in the windows than they do for the policy.
+        """
+        begins, wanted = datamodule.pad_before, self.n_obs_steps - 1
+        if begins != wanted or datamodule.padding == "zero":
+            raise InputError(
+                f"With n_obs_steps={self.n_obs_steps} the policy sees an episode's first observation "
+                f"{self.n_obs_steps} times: set data.pad_before={wanted}, not {begins}, and "
+                "data.padding=edge."
+            )
+        super().fit_normalizers(datamodule)
 
     def compute_loss(self, batch: SequenceBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Squared error of the denoised chunk."""
@@ -181,9 +192,9 @@ class DiffusionPolicy(DiffusionModule):
             clip=self.clip,
             generator=generator,
         )
+        played = self.n_action_steps if n_action_steps is None else n_action_steps
         now = self.n_obs_steps - 1
-        played = x[:, now : now + (n_action_steps or self.n_action_steps)]
-        return self.trajectory.actions.unnormalize(played)
+        return self.trajectory.actions.unnormalize(x[:, now : now + played])
 
     def make_policy(
         self,
@@ -203,7 +214,7 @@ class DiffusionPolicy(DiffusionModule):
             temperature: standard deviation of the noise, 1 as in training.
             compile: compile the network, on CUDA into graphs.
         """
-        n_action_steps = n_action_steps or self.n_action_steps
+        n_action_steps = self.n_action_steps if n_action_steps is None else n_action_steps
         if not 1 <= n_action_steps <= self.horizon - self.n_obs_steps + 1:
             raise InputError(
                 f"{n_action_steps=} must lie between 1 and the {self.horizon - self.n_obs_steps + 1} "
@@ -218,13 +229,8 @@ class DiffusionPolicy(DiffusionModule):
             temperature=temperature,
             denoise=self.inference_net(compile),
         )
-        return ChunkedPolicy(
-            decide,
-            n_action_steps=n_action_steps,
-            observation_dim=self.observation_dim,
-            n_obs_steps=self.n_obs_steps,
-            device=self.device,
-            dtype=self.float_dtype,
+        return self.chunked_policy(
+            decide, n_action_steps=n_action_steps, n_obs_steps=self.n_obs_steps
         )
 
     def _condition(self, states: Tensor) -> Tensor:

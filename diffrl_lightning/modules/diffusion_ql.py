@@ -60,8 +60,11 @@ class DiffusionQL(DiffusionModule):
         compile: compile the networks for training.
 
     Raises:
-        InputError: if there are goals, or an argument is unknown.
+        InputError: if there are goals, or an argument is unknown or out of range.
     """
+
+    learns_from = "transitions"
+    chosen_by = None  # the critics' loss is no measure: its target moves
 
     def __init__(
         self,
@@ -91,8 +94,11 @@ class DiffusionQL(DiffusionModule):
         super().__init__()
         self.save_hyperparameters()
         self.refuse_goals(goal_dim)
+        self.check_shares(tau=tau, discount=discount)
         if actor_loss not in ("chain", "one_step"):
             raise InputError(f"{actor_loss=} is unknown: choose chain or one_step.")
+        if num_backup_actions < 1:
+            raise InputError(f"{num_backup_actions=} must be at least 1.")
         self.observation_dim, self.action_dim = observation_dim, action_dim
         self.actor_loss, self.q_weight, self.discount = actor_loss, q_weight, discount
         self.num_next_actions = num_backup_actions if max_q_backup else 1
@@ -115,15 +121,10 @@ class DiffusionQL(DiffusionModule):
 
     def param_groups(self) -> list[dict[str, Any]]:
         """Actor and critics."""
-        critic_lr = self.hparams["critic_lr"] or self.hparams["lr"]
-        return [
-            {"params": list(self.denoiser.parameters())},
-            {"params": list(self.critic.parameters()), "lr": critic_lr},
-        ]
-
-    def fit_normalizers(self, datamodule: Any) -> None:
-        """Take the statistics of the training episodes' states and actions."""
-        self.trajectory.fit(datamodule)
+        critic: dict[str, Any] = {"params": list(self.critic.parameters())}
+        if self.hparams["critic_lr"] is not None:
+            critic["lr"] = self.hparams["critic_lr"]
+        return [{"params": list(self.denoiser.parameters())}, critic]
 
     def compute_loss(self, batch: TransitionBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """The critics' loss and the actor's; each reaches its own network alone."""
@@ -254,9 +255,4 @@ class DiffusionQL(DiffusionModule):
             num_inference_steps=num_inference_steps,
             temperature=temperature,
         )
-        return ChunkedPolicy(
-            decide,
-            observation_dim=self.observation_dim,
-            device=self.device,
-            dtype=self.float_dtype,
-        )
+        return self.chunked_policy(decide)

@@ -30,7 +30,9 @@ class IDQL(DiffusionModule):
     """The action, given the state, is diffused and cloned; critics choose among samples.
 
     V is the ``expectile`` of Q over the data's actions, Q learns from V of the next state (implicit
-    Q-learning, Kostrikov et al. 2022), and neither ever sees an action that is not in the data.
+    Q-learning, Kostrikov et al. 2022), and neither ever sees an action that is not in the data. The
+    sampler adds noise of variance beta, as the original; it bounds the estimate of the clean action
+    at every step, where the original bounds the noised action itself.
 
     Args:
         observation_dim: O, taken from the data.
@@ -48,7 +50,8 @@ class IDQL(DiffusionModule):
         discount: of a step.
         tau: share of the new weights that the target critics take at a step.
         lr: learning rate.
-        lr_schedule: keep the rate, or let it fall to 0 along a cosine over the whole run.
+        lr_schedule: keep the actor's rate, or let it fall to 0 along a cosine over the whole run; that
+            of the critics stays.
         weight_decay: decoupled weight decay of the actor.
         ema_decay: share of the actor's average that each update keeps.
         ema_update_every: optimiser steps from one update of it to the next.
@@ -56,8 +59,11 @@ class IDQL(DiffusionModule):
         compile: compile the networks for training.
 
     Raises:
-        InputError: if there are goals, or the expectile is none.
+        InputError: if there are goals, or an argument is out of range.
     """
+
+    learns_from = "transitions"
+    chosen_by = None  # the critics' loss is no measure: its target moves
 
     def __init__(
         self,
@@ -86,6 +92,7 @@ class IDQL(DiffusionModule):
         super().__init__()
         self.save_hyperparameters()
         self.refuse_goals(goal_dim)
+        self.check_shares(tau=tau, discount=discount)
         if not 0 < expectile < 1:
             raise InputError(f"{expectile=} must lie in (0, 1).")
         self.observation_dim, self.action_dim = observation_dim, action_dim
@@ -117,16 +124,12 @@ class IDQL(DiffusionModule):
         return [(self.ema, self.denoiser), (self.target_critic, self.critic)]
 
     def param_groups(self) -> list[dict[str, Any]]:
-        """Actor, critics and value; the actor's weights alone decay."""
+        """Actor, critics and value; the actor's weights and rate alone decay."""
         critics = ({"params": list(n.parameters())} for n in (self.critic, self.value))
         return [
             {"params": list(self.denoiser.parameters())},
-            *({**group, "weight_decay": 0.0} for group in critics),
+            *({**group, "weight_decay": 0.0, "lr_schedule": "constant"} for group in critics),
         ]
-
-    def fit_normalizers(self, datamodule: Any) -> None:
-        """Take the statistics of the training episodes' states and actions."""
-        self.trajectory.fit(datamodule)
 
     def compute_loss(self, batch: TransitionBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Cloning, expectile regression of V, and Q towards V; each reaches its own network alone."""
@@ -225,9 +228,4 @@ class IDQL(DiffusionModule):
             num_inference_steps=num_inference_steps,
             temperature=temperature,
         )
-        return ChunkedPolicy(
-            decide,
-            observation_dim=self.observation_dim,
-            device=self.device,
-            dtype=self.float_dtype,
-        )
+        return self.chunked_policy(decide)

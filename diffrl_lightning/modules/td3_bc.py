@@ -11,7 +11,7 @@ from diffrl_lightning.modules.base import DiffusionModule
 from diffrl_lightning.nets import EMA, TwinQ, frozen, mlp
 from diffrl_lightning.normalizers import NormalizerKind, TrajectoryNormalizer
 from diffrl_lightning.policies import ChunkedPolicy
-from diffrl_lightning.types import Generators, TransitionBatch
+from diffrl_lightning.types import Generators, InputError, TransitionBatch
 
 
 class TD3BC(DiffusionModule):
@@ -38,8 +38,11 @@ class TD3BC(DiffusionModule):
         compile: compile the networks for training.
 
     Raises:
-        InputError: if there are goals.
+        InputError: if there are goals, or an argument is out of range.
     """
+
+    learns_from = "transitions"
+    chosen_by = None  # the critics' loss is no measure: its target moves
 
     def __init__(
         self,
@@ -63,6 +66,9 @@ class TD3BC(DiffusionModule):
         super().__init__()
         self.save_hyperparameters()
         self.refuse_goals(goal_dim)
+        self.check_shares(tau=tau, discount=discount)
+        if policy_delay < 1 or noise_clip < 0:
+            raise InputError(f"{policy_delay=} must be at least 1, {noise_clip=} at least 0.")
         self.observation_dim, self.policy_delay = observation_dim, policy_delay
         self.actor = nn.Sequential(
             mlp(observation_dim, hidden_dim, action_dim, num_layers=num_layers), nn.Tanh()
@@ -85,10 +91,6 @@ class TD3BC(DiffusionModule):
     def param_groups(self) -> list[dict[str, Any]]:
         """Actor and critics."""
         return [{"params": list(net.parameters())} for net in (self.actor, self.critic)]
-
-    def fit_normalizers(self, datamodule: Any) -> None:
-        """Take the statistics of the training episodes' states and actions."""
-        self.trajectory.fit(datamodule)
 
     def compute_loss(self, batch: TransitionBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Critics' loss, and the actor's at every ``policy_delay``-th step."""
@@ -136,9 +138,4 @@ class TD3BC(DiffusionModule):
 
     def make_policy(self) -> ChunkedPolicy:
         """A policy that acts in N environments as one batch."""
-        return ChunkedPolicy(
-            self.decide,
-            observation_dim=self.observation_dim,
-            device=self.device,
-            dtype=self.float_dtype,
-        )
+        return self.chunked_policy(self.decide)

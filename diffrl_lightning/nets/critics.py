@@ -47,16 +47,16 @@ class TwinQ(nn.Module):
         for i, o in pairwise(dims):
             bound = 1 / math.sqrt(i)  # as nn.Linear begins
             self.weights.append(torch.empty(num_heads, i, o).uniform_(-bound, bound))
-            self.biases.append(torch.empty(num_heads, 1, o).uniform_(-bound, bound))
+            self.biases.append(torch.empty(num_heads, o).uniform_(-bound, bound))
 
     def forward(self, observations: Tensor, actions: Tensor) -> Tensor:
         """(B, O) and (B, A) -> (K, B)."""
         h = torch.cat([observations, actions], -1).expand(len(self.weights[0]), -1, -1)
         *inner, last = zip(self.weights, self.biases, strict=True)
         for weight, bias in inner:
-            h = self.activation(torch.baddbmm(bias, h, weight))
+            h = self.activation(torch.baddbmm(bias[:, None], h, weight))
         weight, bias = last
-        return torch.baddbmm(bias, h, weight)[..., 0]
+        return torch.baddbmm(bias[:, None], h, weight)[..., 0]
 
 
 def frozen(net: nn.Module) -> Callable[..., Tensor]:

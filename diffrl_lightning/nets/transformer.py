@@ -154,6 +154,7 @@ class ActionTransformer(nn.Module):
             self.encoder(memory + self.memory_position),
             tgt_mask=self.hidden,
             memory_mask=self.memory_hidden,
+            tgt_is_causal=True,  # else it would look, and wait for the device
         )
         return self.head(h)
 

@@ -37,16 +37,18 @@ class ChunkedPolicy(BatchPolicy):
         self.decide, self.n_action_steps = decide, n_action_steps
         self._chunks = torch.zeros(0, 0, 0)  # (N, n_action_steps, A)
 
+    @torch.no_grad()
     def act(self, observations: Tensor) -> Tensor:
         """Observations (N, O) -> actions (N, A)."""
         self._observe(observations)
         rows = self._due(self.n_action_steps).nonzero()[:, 0]
         if len(rows):
             states = self._states(observations, rows)
-            chunks = self.decide(states, generator=self._noise(rows))[:, : self.n_action_steps]
+            chunks = self.decide(states, generator=self._noise(rows)).float().cpu()
             if len(self._chunks) != len(observations):
-                self._chunks = torch.zeros(len(observations), *chunks.shape[1:])
-            self._chunks[rows] = chunks.float().cpu()
+                n, shape = len(observations), chunks.shape[2:]
+                self._chunks = chunks.new_zeros(n, self.n_action_steps, *shape)
+            self._chunks[rows] = chunks[:, : self.n_action_steps]
             self._age[rows] = 0
         actions = self._chunks[torch.arange(len(observations)), self._age]
         self._tick()

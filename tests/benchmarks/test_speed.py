@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.utils.data import default_collate
 
-from diffrl_lightning import Diffuser, SequenceData, TrajectoryValue
+from diffrl_lightning import IDQL, Diffuser, DiffusionQL, SequenceData, TrajectoryValue
 from diffrl_lightning.data import Windows, sources
 from diffrl_lightning.data.episodes import Episodes
 
@@ -30,6 +30,13 @@ def episodes(count=200, length=1000, observation_dim=11, action_dim=3):
         offsets=np.arange(0, n + 1, length),
         final_observed=np.ones(count, bool),
     )
+
+
+@pytest.fixture
+def unit():
+    """Seconds of a 1024 x 1024 x 1024 float32 matrix product, which other times are told in."""
+    a, b = torch.randn(2, 1024, 1024)
+    return lambda: median_seconds(lambda: a @ b, 9)
 
 
 def median_seconds(call, repeats):
@@ -164,3 +171,60 @@ def test_decision_against_the_published_recipe(benchmark):
     assert ours.actions.shape == (1, 32, 3)
     print(f"\na decision is {slow / fast:.0f} times as fast as by the published recipe")
     benchmark.extra_info["ratio"] = slow / fast
+
+
+def transitions(n=256, observation_dim=11, action_dim=3):
+    return {
+        "observations": torch.randn(n, observation_dim),
+        "actions": torch.rand(n, action_dim) * 2 - 1,
+        "rewards": torch.randn(n),
+        "next_observations": torch.randn(n, observation_dim),
+        "terminations": torch.zeros(n),
+    }
+
+
+def in_units(unit, call, repeats, rounds=5):
+    """Median over rounds of a call's time, each in units taken beside it."""
+    ratios = []
+    for _ in range(rounds):
+        before, time = unit(), median_seconds(call, repeats)
+        ratios.append(time / (0.5 * (before + unit())))
+    return float(np.median(ratios))
+
+
+@pytest.mark.skipif("not config.getoption('--benchmark-enable', default=False)")
+@pytest.mark.parametrize(
+    ("role", "kwargs"),
+    [(DiffusionQL, {}), (DiffusionQL, {"actor_loss": "one_step"}), (IDQL, {})],
+    ids=["chain", "one_step", "idql"],
+)
+def test_update_and_action_of_a_policy(benchmark, unit, role, kwargs):
+    """An update with 256 transitions, a decision with the default candidates, and 50 as one batch."""
+    module = role(11, 3, **kwargs)
+    optimizer = module.configure_optimizers()
+    batch = transitions()
+
+    def update():
+        loss, _ = module.compute_loss(batch)
+        optimizer.zero_grad()
+        loss.backward()
+        for group in module.param_groups():
+            torch.nn.utils.clip_grad_norm_(group["params"], 9.0)
+        optimizer.step()
+        for ema, net in module.averaged():
+            ema.update(net, 5000)
+
+    updates = in_units(unit, update, 7)
+    benchmark(update)
+    module.eval()
+    times = {}
+    with torch.no_grad():
+        for n in (1, 50):
+            policy = module.make_policy()
+            policy.reset(torch.ones(n, dtype=torch.bool), range(n))
+            times[n] = in_units(unit, lambda: policy.act(batch["observations"][:n]), 7)  # noqa: B023
+    print(
+        f"\n{role.__name__} {kwargs}: update {updates:.2f} units, decision {times[1]:.3f}, "
+        f"of 50 environments {times[50]:.2f}: {times[50] / times[1] / 50:.3f} of one alone, each"
+    )
+    benchmark.extra_info.update(update=updates, decision=times[1], decision_50=times[50])

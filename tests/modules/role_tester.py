@@ -27,6 +27,53 @@ def ready(datamodule):
     return datamodule
 
 
+def transitions(n=8):
+    """A batch of transitions, every other one the last of its episode."""
+    return {
+        "observations": torch.randn(n, 3),
+        "actions": torch.rand(n, 1) * 2 - 1,
+        "rewards": torch.randn(n),
+        "next_observations": torch.randn(n, 3),
+        "terminations": torch.tensor([0.0, 1.0]).repeat(n // 2),
+    }
+
+
+def units_do_not_matter(module, batch, *, decide):
+    """Losses and actions are those of normalised data, whatever the units of the environment.
+
+    ``decide`` makes actions of states; states are the three observations, actions are one.
+    """
+    data = module.trajectory
+    observations, actions = batch["observations"], batch["actions"]
+    for part, x in ((data.observations, observations), (data.actions, actions)):
+        torch.testing.assert_close(part.normalize(x), x)  # they begin as identities
+
+    def outcome(batch, states):
+        torch.manual_seed(0)
+        loss = module.compute_loss(batch)[0].item()
+        torch.manual_seed(0)
+        return loss, decide(states)
+
+    expected_loss, expected_actions = outcome(batch, observations)
+    scale, shift = torch.tensor([2.0, 0.5, 3.0]), torch.tensor([1.0, -2.0, 0.0])
+    data.actions.low.fill_(-6)
+    data.actions.high.fill_(2)
+    if hasattr(data.observations, "mean"):
+        data.observations.mean.copy_(shift)
+        data.observations.std.copy_(scale)
+    else:
+        data.observations.low.copy_(shift - scale)
+        data.observations.high.copy_(shift + scale)
+    moved = dict(batch)
+    for key in ("observations", "next_observations"):
+        if key in batch:
+            moved[key] = batch[key] * scale + shift
+    moved["actions"] = 4 * (actions + 1) - 6
+    loss, found = outcome(moved, observations * scale + shift)
+    assert abs(loss - expected_loss) < 1e-4 * (1 + abs(expected_loss))
+    torch.testing.assert_close(found, 4 * (expected_actions + 1) - 6, atol=1e-4, rtol=1e-4)
+
+
 def saved(module, path):
     """The path of a checkpoint of a module as it is."""
     checkpoint = {"state_dict": module.state_dict(), "hyper_parameters": dict(module.hparams)}
@@ -110,6 +157,7 @@ def policy_is_deterministic_by_seed(module, datamodule, noisy=True, **sampling):
         return torch.stack([policy.act(observations) for _ in range(3)])
 
     first, second, other = act([1, 2, 1]), act([1, 2, 1]), act([3, 4, 3])
+    assert not first.requires_grad
     assert first.shape == (3, n, datamodule.action_dim)
     assert torch.isfinite(first).all()
     assert torch.equal(first, second)

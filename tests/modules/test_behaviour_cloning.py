@@ -4,7 +4,12 @@ import pytest
 import torch
 
 from diffrl_lightning import BehaviourCloning, InputError, TransitionData
-from modules.role_tester import check_role, policy_is_deterministic_by_seed
+from modules.role_tester import (
+    check_role,
+    policy_is_deterministic_by_seed,
+    transitions,
+    units_do_not_matter,
+)
 
 SMALL = {"hidden_dim": 16}
 
@@ -64,6 +69,12 @@ def test_actions_come_in_units_of_the_environment(pendulum_file):
     for bias, expected in ((0.0, -2.0), (0.5, 0.0), (7.0, 2.0)):
         last.bias.data.fill_(bias)
         assert module.decide(torch.zeros(1, 3)).item() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("distribution", ["deterministic", "gaussian"])
+def test_units(distribution):
+    module = small(distribution=distribution)
+    units_do_not_matter(module, transitions(), decide=module.decide)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,13 @@ import pytest
 import torch
 
 from diffrl_lightning import BehaviourCloning, DiffusionPolicy, InputError, SequenceData
-from modules.role_tester import check_role, policy_is_deterministic_by_seed, ready
+from diffrl_lightning.normalizers import TrajectoryNormalizer
+from modules.role_tester import (
+    check_role,
+    policy_is_deterministic_by_seed,
+    ready,
+    units_do_not_matter,
+)
 
 SMALL = {"dim": 16, "dim_mults": (1, 2), "depth": 1, "num_heads": 2, "num_train_timesteps": 8}
 SMALL |= {"horizon": 8, "n_action_steps": 4, "lr_warmup_steps": 0, "lr_schedule": "constant"}
@@ -95,9 +101,55 @@ def test_two_modes_are_kept_that_a_cloner_averages():
         optimizer.zero_grad()
         cloner.compute_loss(batch)[0].backward()
         optimizer.step()
-    cloner.ema.update(cloner.actor, step=10**9)
     cloner.ema.net.load_state_dict(cloner.actor.state_dict())
     assert cloner.decide(torch.zeros(1, 3)).item() == pytest.approx(0.32, abs=0.05)
+
+
+@pytest.mark.parametrize("normalizer", ["limits", "gaussian"])
+def test_units(normalizer):
+    module = small(n_obs_steps=2, normalizer="limits")
+    module.trajectory = TrajectoryNormalizer(normalizer, 3, 1, "limits")
+    batch = {"observations": torch.randn(6, 8, 3), "actions": torch.rand(6, 8, 1) * 2 - 1}
+
+    def decide(windows):
+        return module.decide(windows[:, :2], num_inference_steps=2)
+
+    units_do_not_matter(module, batch, decide=decide)
+
+
+@pytest.mark.parametrize(
+    ("normalizer", "clip"), [("limits", 1.0), ("cdf", 1.0), ("gaussian", None)]
+)
+def test_acting_samples_as_it_is_asked_to(monkeypatch, normalizer, clip):
+    module, asked = small(normalizer=normalizer, n_obs_steps=1), {}
+
+    def draw(diffusion, denoise, shape, **kwargs):
+        asked.update(kwargs)
+        return torch.zeros(shape)
+
+    monkeypatch.setattr("diffrl_lightning.modules.diffusion_policy.draw", draw)
+    sampling = {"sampler": "ddpm", "num_inference_steps": 3, "temperature": 0.5}
+    module.make_policy(**sampling).act(torch.zeros(2, 3))
+    assert sampling.items() <= asked.items()
+    assert asked["clip"] == clip
+
+
+@pytest.mark.parametrize(
+    ("n_obs_steps", "options"),
+    [(3, {"padding": "edge", "pad_before": 1}), (1, {"padding": "zero"}), (2, {})],
+)
+def test_windows_that_begin_otherwise_than_episodes_do_are_refused(
+    pendulum_file, n_obs_steps, options
+):
+    data = ready(SequenceData(str(pendulum_file), horizon=8, **options))
+    with pytest.raises(InputError, match=f"set data.pad_before={n_obs_steps - 1}"):
+        small(n_obs_steps=n_obs_steps).fit_normalizers(data)
+
+
+def test_dropout_reaches_the_networks():
+    for backbone in ("transformer", "mlp"):
+        layers = small(backbone=backbone, dropout=0.25).denoiser.modules()
+        assert {layer.p for layer in layers if isinstance(layer, torch.nn.Dropout)} == {0.25}
 
 
 def test_windows_for_a_history(pendulum_file):

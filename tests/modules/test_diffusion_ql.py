@@ -6,23 +6,20 @@ from torch.nn.functional import mse_loss
 
 from diffrl_lightning import DiffusionQL, InputError, TransitionData
 from diffrl_lightning.nets import frozen
-from modules.role_tester import check_role, policy_is_deterministic_by_seed, quiet_trainer, ready
+from modules.role_tester import (
+    check_role,
+    policy_is_deterministic_by_seed,
+    quiet_trainer,
+    ready,
+    transitions,
+    units_do_not_matter,
+)
 
 SMALL = {"hidden_dim": 16, "ema_start": 0, "ema_update_every": 1}
 
 
 def small(**kwargs):
     return DiffusionQL(**({"observation_dim": 3, "action_dim": 1} | SMALL | kwargs))
-
-
-def transitions(n=8):
-    return {
-        "observations": torch.randn(n, 3),
-        "actions": torch.rand(n, 1) * 2 - 1,
-        "rewards": torch.randn(n),
-        "next_observations": torch.randn(n, 3),
-        "terminations": torch.tensor([0.0, 1.0]).repeat(n // 2),
-    }
 
 
 def perturbed(*nets):
@@ -149,22 +146,70 @@ def test_the_one_step_estimate_is_the_clean_action_of_the_cloning_step():
 
 
 class Scores(torch.nn.Module):
-    """Critics that like an action by its value, the second one a little less."""
+    """A critic that likes an action by its value, and one that likes all alike."""
 
     def forward(self, states, actions):
-        return torch.stack([actions[:, 0], actions[:, 0] - 0.1])
+        return torch.stack([actions[:, 0], torch.full_like(actions[:, 0], 0.3)])
 
 
 def test_acting_draws_by_the_softmax_of_the_lesser_value(monkeypatch):
-    """With two candidates, 0.5 and -0.5: the higher one comes with probability sigmoid(1 / T)."""
+    """Of 0.5 and -0.5 the higher one comes with probability sigmoid((0.3 + 0.5) / T)."""
     module = small().eval()
     module.target_critic = Scores()
     pairs = torch.tensor([0.5, -0.5]).repeat(4000)[:, None]
     monkeypatch.setattr("diffrl_lightning.modules.diffusion_ql.draw", lambda *a, **k: pairs)
     states = torch.zeros(4000, 3)
-    for temperature, share in ((1.0, 0.731), (0.25, 0.982), (0.0, 1.0)):
+    for temperature, share in ((1.0, 0.690), (0.25, 0.961), (0.0, 1.0)):
         chosen = module.decide(states, num_candidates=2, choice_temperature=temperature)
         assert (chosen > 0).float().mean().item() == pytest.approx(share, abs=0.03)
+
+
+@pytest.mark.parametrize("average", [False, True])
+def test_acting_samples_as_it_is_asked_to(monkeypatch, average):
+    module = small().eval()
+    module.ema.net, module.denoiser = Answers(2.0), Answers(1.0)
+    asked = {}
+
+    def draw(diffusion, denoise, shape, **kwargs):
+        asked.update(kwargs, shape=shape, net=denoise(torch.zeros(shape), None)[0, 0].item())
+        return torch.zeros(shape)
+
+    monkeypatch.setattr("diffrl_lightning.modules.diffusion_ql.draw", draw)
+    sampling = {"sampler": "ddim", "num_inference_steps": 3, "temperature": 0.5}
+    policy = module.make_policy(num_candidates=4, average=average, **sampling)
+    policy.reset(torch.ones(2, dtype=torch.bool), [0, 1])
+    policy.act(torch.zeros(2, 3))
+    assert sampling.items() <= asked.items()
+    assert asked["shape"] == (8, 1)
+    assert asked["clip"] == 1.0
+    assert asked["net"] == (2.0 if average else 1.0)
+
+
+class Answers(torch.nn.Module):
+    """An actor with one answer."""
+
+    def __init__(self, value):
+        super().__init__()
+        self.value = value
+
+    def forward(self, x, t, cond):
+        return torch.full_like(x, self.value)
+
+
+def test_actions_of_the_chain_stay_in_bounds():
+    module = small()
+    module.denoiser = Answers(-5.0)
+    assert module.sample_actions(module.denoiser, torch.zeros(50, 3)).abs().max() <= 1
+
+
+@pytest.mark.parametrize("actor_loss", ["chain", "one_step"])
+def test_units(actor_loss):
+    module = small(actor_loss=actor_loss, normalizer="gaussian")
+
+    def decide(states):
+        return module.decide(states, num_candidates=3)
+
+    units_do_not_matter(module, transitions(), decide=decide)
 
 
 def test_gradients_are_clipped_network_by_network(tmp_path, pendulum_file):
@@ -214,7 +259,12 @@ def test_published_size(dims, actor, critics):
 
 @pytest.mark.parametrize(
     ("kwargs", "message"),
-    [({"goal_dim": 2}, "does not pursue goals"), ({"actor_loss": "two_step"}, "is unknown")],
+    [
+        ({"goal_dim": 2}, "does not pursue goals"),
+        ({"actor_loss": "two_step"}, "is unknown"),
+        ({"tau": 1.5}, "tau=1.5 must lie in"),
+        ({"num_backup_actions": 0}, "must be at least 1"),
+    ],
 )
 def test_bad_arguments(kwargs, message):
     with pytest.raises(InputError, match=message):

@@ -1,27 +1,24 @@
 """IDQL: its losses by their formulas, its choices, and what every role must do."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch.nn.functional import mse_loss
 
 from diffrl_lightning import IDQL, InputError, TransitionData
-from modules.role_tester import check_role, policy_is_deterministic_by_seed
+from modules.role_tester import (
+    check_role,
+    policy_is_deterministic_by_seed,
+    transitions,
+    units_do_not_matter,
+)
 
 SMALL = {"hidden_dim": 16, "critic_hidden_dim": 16, "ema_decay": 0.9}
 
 
 def small(**kwargs):
     return IDQL(**({"observation_dim": 3, "action_dim": 1} | SMALL | kwargs))
-
-
-def transitions(n=8):
-    return {
-        "observations": torch.randn(n, 3),
-        "actions": torch.rand(n, 1) * 2 - 1,
-        "rewards": torch.randn(n),
-        "next_observations": torch.randn(n, 3),
-        "terminations": torch.tensor([0.0, 1.0]).repeat(n // 2),
-    }
 
 
 def test_role(tmp_path, pendulum_file):
@@ -111,9 +108,44 @@ def test_choices(monkeypatch):
     assert asked["clip"] == 1.0
 
 
+def test_units():
+    module = small(dropout=0.0, normalizer="gaussian")
+
+    def decide(states):
+        return module.decide(states, num_candidates=3)
+
+    units_do_not_matter(module, transitions(), decide=decide)
+
+
+def test_acting_samples_from_the_average_as_it_is_asked_to(monkeypatch):
+    module, asked = small().eval(), {}
+    monkeypatch.setattr(module.ema.net, "forward", lambda x, t, cond: torch.full_like(x, 7.0))
+
+    def draw(diffusion, denoise, shape, **kwargs):
+        asked.update(kwargs, net=denoise(torch.zeros(shape), None)[0, 0].item())
+        return torch.zeros(shape)
+
+    monkeypatch.setattr("diffrl_lightning.modules.idql.draw", draw)
+    sampling = {"sampler": "ddim", "num_inference_steps": 3, "temperature": 0.5}
+    module.make_policy(**sampling).act(torch.zeros(2, 3))
+    assert sampling.items() <= asked.items()
+    assert asked["net"] == 7.0
+
+
 def test_the_actor_alone_decays():
-    module = small(weight_decay=0.1)
-    groups = module.configure_optimizers().param_groups
+    """Its matrices in weight; and its rate, where that follows a cosine."""
+    module = small(weight_decay=0.1, lr_schedule="cosine")
+    module._trainer = SimpleNamespace(estimated_stepping_batches=100)
+    chosen = module.configure_optimizers()
+    groups, factors = (
+        chosen["optimizer"].param_groups,
+        chosen["lr_scheduler"]["scheduler"].lr_lambdas,
+    )
+    actors = {id(p) for p in module.denoiser.parameters()}
+    for group, factor in zip(groups, factors, strict=True):
+        falls = factor(100) == pytest.approx(0)
+        assert falls == (id(group["params"][0]) in actors)
+        assert factor(50) == pytest.approx(0.5 if falls else 1)
     decayed = {id(p) for g in groups if g["weight_decay"] for p in g["params"]}
     matrices = {id(p) for p in module.denoiser.parameters() if p.ndim > 1}
     assert decayed == matrices
@@ -138,7 +170,11 @@ def test_published_size(dims, actor, critics, value):
 
 @pytest.mark.parametrize(
     ("kwargs", "message"),
-    [({"goal_dim": 2}, "does not pursue goals"), ({"expectile": 1.0}, "must lie in")],
+    [
+        ({"goal_dim": 2}, "does not pursue goals"),
+        ({"expectile": 1.0}, "must lie in"),
+        ({"tau": 0.0}, "tau=0.0"),
+    ],
 )
 def test_bad_arguments(kwargs, message):
     with pytest.raises(InputError, match=message):

@@ -5,23 +5,13 @@ import torch
 from torch.nn.functional import mse_loss
 
 from diffrl_lightning import TD3BC, InputError, TransitionData
-from modules.role_tester import check_role, quiet_trainer, ready
+from modules.role_tester import check_role, quiet_trainer, ready, transitions, units_do_not_matter
 
 SMALL = {"hidden_dim": 16}
 
 
 def small(**kwargs):
     return TD3BC(**({"observation_dim": 3, "action_dim": 1} | SMALL | kwargs))
-
-
-def transitions(n=8):
-    return {
-        "observations": torch.randn(n, 3),
-        "actions": torch.rand(n, 1) * 2 - 1,
-        "rewards": torch.randn(n),
-        "next_observations": torch.randn(n, 3),
-        "terminations": torch.tensor([0.0, 1.0]).repeat(n // 2),
-    }
 
 
 def test_role(tmp_path, pendulum_file):
@@ -106,6 +96,34 @@ def test_each_loss_reaches_its_own_network():
     torch.testing.assert_close([p.grad for p in module.critic.parameters()], found)
 
 
-def test_goals_are_refused():
-    with pytest.raises(InputError, match="does not pursue goals"):
-        small(goal_dim=2)
+def test_the_actor_climbs_one_critic_over_the_size_of_its_values():
+    """Its gradient is that of the formula; the size is a constant in it."""
+    module, batch = small(policy_delay=1, alpha=2.0), transitions()
+    module.compute_loss(batch)[0].backward()
+    found = [p.grad.clone() for p in module.actor.parameters()]
+    module.zero_grad()
+    chosen = module.actor(batch["observations"])
+    value = module.critic(batch["observations"], chosen)[0]
+    scale = 2.0 / value.abs().mean().item()
+    (-scale * value.mean() + mse_loss(chosen, batch["actions"])).backward()
+    torch.testing.assert_close([p.grad for p in module.actor.parameters()], found)
+
+
+def test_units():
+    module = small(policy_delay=1)
+    units_do_not_matter(module, transitions(), decide=module.decide)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"goal_dim": 2}, "does not pursue goals"),
+        ({"tau": 0.0}, "tau=0.0 must lie in"),
+        ({"discount": 1.5}, "discount=1.5 must lie in"),
+        ({"policy_delay": 0}, "policy_delay=0 must be at least 1"),
+        ({"noise_clip": -0.1}, "at least 0"),
+    ],
+)
+def test_bad_arguments(kwargs, message):
+    with pytest.raises(InputError, match=message):
+        small(**kwargs)

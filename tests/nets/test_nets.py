@@ -24,6 +24,7 @@ from diffrl_lightning.nets import (
     mlp,
 )
 from diffrl_lightning.nets.activations import mish
+from diffrl_lightning.nets.embeddings import FourierEmbedding
 from diffrl_lightning.nets.temporal_unet import LinearAttention
 from diffrl_lightning.types import InputError
 
@@ -423,3 +424,20 @@ def test_average_warms_up_by_a_power():
     net.weight.data.fill_(15.0)
     ema.update(net, 1000)
     assert ema.net.weight.item() == pytest.approx(6)
+
+
+def test_the_causal_network_is_one_graph():
+    """Nothing in it waits for a value, as CUDA graphs want it."""
+    net = causal()
+    expected = net(torch.ones(1, 6, 2), torch.tensor([3]), torch.ones(1, 9))
+    net.compile(backend="eager", fullgraph=True)
+    found = net(torch.ones(1, 6, 2), torch.tensor([3]), torch.ones(1, 9))
+    torch.testing.assert_close(found, expected)
+
+
+def test_fourier_features_are_their_formula():
+    net = FourierEmbedding(6)
+    t = torch.tensor([0, 1, 4])
+    angles = 2 * torch.pi * t[:, None] * net.frequencies
+    torch.testing.assert_close(net(t), torch.cat([angles.cos(), angles.sin()], 1))
+    assert FourierEmbedding(4000).frequencies.std().item() == pytest.approx(0.2, rel=0.1)
