@@ -18,7 +18,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from diffrl_lightning.callbacks import Rollout
 from diffrl_lightning.modules import DiffusionModule
-from diffrl_lightning.modules.base import ROLE_KEY, read_checkpoint
+from diffrl_lightning.modules.base import ROLE_KEY, check_data, read_checkpoint
 from diffrl_lightning.types import InputError
 
 _LINKS = ("observation_dim", "action_dim", "goal_dim", "horizon", "stride", "num_origins")
@@ -51,11 +51,15 @@ class DiffRLCLI(LightningCLI):
         )
 
     def before_instantiate_classes(self) -> None:
-        """Without rollouts in validation, choose the checkpoint by what the role has instead."""
+        """Refuse data that the role does not learn from, before their dimensions confuse it.
+
+        Without rollouts in validation, choose the checkpoint by what the role has instead.
+        """
         config = self.config[self.config.subcommand]
+        role = _named(config.model.class_path)
+        if config.get("data"):
+            check_data(role, _named(config.data.class_path))
         if config.rollout.val_episodes == 0 and config.checkpoint.monitor == "val/return_mean":
-            module, _, name = config.model.class_path.rpartition(".")
-            role = getattr(import_module(module), name)
             config.checkpoint.monitor, config.checkpoint.mode = role.chosen_by, "min"
 
     def before_fit(self) -> None:
@@ -144,6 +148,11 @@ def main(args: Any = None) -> None:
             parser_kwargs={"description": "Diffusion models for reinforcement learning."},
             args=args,
         )
+
+
+def _named(class_path: str) -> Any:
+    module, _, name = class_path.rpartition(".")
+    return getattr(import_module(module), name)
 
 
 def _is_news(record: logging.LogRecord) -> bool:

@@ -298,7 +298,7 @@ def test_bad_checkpoints(run, tmp_path, monkeypatch, capsys, pendulum_file):
     good = (run / "checkpoints" / "best.ckpt").read_bytes()
     (tmp_path / "cut.ckpt").write_bytes(good[: len(good) // 2])
     checkpoint = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)
-    torch.save(checkpoint | {"diffrl_role": "DiffusionPolicy"}, tmp_path / "role.ckpt")
+    torch.save(checkpoint | {"diffrl_role": "NoSuchRole"}, tmp_path / "role.ckpt")
     torch.save(checkpoint | {"extra": Evil()}, tmp_path / "evil.ckpt")
     torch.save(torch.zeros(3), tmp_path / "tensor.ckpt")
     other = dict(checkpoint["hyper_parameters"], observation_dim=5)
@@ -307,7 +307,7 @@ def test_bad_checkpoints(run, tmp_path, monkeypatch, capsys, pendulum_file):
         ("tensor.ckpt", "no checkpoint of this library"),
         ("dims.ckpt", "was trained with observation_dim=5, the data have 3"),
         ("cut.ckpt", "is damaged or no checkpoint"),
-        ("role.ckpt", "holds DiffusionPolicy, but the configuration asks for Diffuser"),
+        ("role.ckpt", "holds NoSuchRole, but the configuration asks for Diffuser"),
         ("evil.ckpt", "pickled objects"),
     ):
         said = fail(*fit_args(pendulum_file, f"--ckpt_path={name}"), capsys=capsys)
@@ -315,7 +315,7 @@ def test_bad_checkpoints(run, tmp_path, monkeypatch, capsys, pendulum_file):
         assert "code ran" not in said
     for name, message in (
         ("cut.ckpt", "damaged"),
-        ("role.ckpt", "holds DiffusionPolicy"),
+        ("role.ckpt", "holds NoSuchRole"),
         ("evil.ckpt", "pickled objects"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,13 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from diffrl_lightning.diffusion import GaussianDiffusion
+from diffrl_lightning.modules.optimization import make_optimizer
 from diffrl_lightning.nets import EMA
 from diffrl_lightning.normalizers import Normalizer, TrajectoryNormalizer
 from diffrl_lightning.policies.chunked import ChunkedPolicy, ChunkFn
 from diffrl_lightning.types import InputError, Policy
 
 ROLE_KEY = "diffrl_role"
-_STILL = re.compile("position|bias")  # parameters that do not decay, with all of one dimension
 
 
 class DiffusionModule(pl.LightningModule, ABC):
@@ -41,9 +39,8 @@ class DiffusionModule(pl.LightningModule, ABC):
     diffusion: GaussianDiffusion
     trajectory: TrajectoryNormalizer
     learns_from: ClassVar[Literal["windows", "transitions"]] = "windows"
-    chosen_by: ClassVar[str | None] = (
-        "val/loss"  # without rollouts in validation; None: the last one
-    )
+    # The best checkpoint is chosen so where validation does not roll out; None takes the last one.
+    chosen_by: ClassVar[str | None] = "val/loss"
     _noise_seed: int | None = None  # where all noise of a run comes from
 
     @abstractmethod
@@ -153,12 +150,8 @@ class DiffusionModule(pl.LightningModule, ABC):
         datamodule = getattr(self.trainer, "datamodule", None)
         if datamodule is None:
             return
-        if stage == "fit" and datamodule.makes != self.learns_from:
-            wanted = {"windows": "SequenceData", "transitions": "TransitionData"}[self.learns_from]
-            raise InputError(
-                f"{type(self).__name__} learns from {self.learns_from}, which "
-                f"{type(datamodule).__name__} does not make: use {wanted}."
-            )
+        if stage == "fit":
+            check_data(type(self), type(datamodule))
         if not self._fitted():
             self.fit_normalizers(datamodule)
 
@@ -225,53 +218,8 @@ class DiffusionModule(pl.LightningModule, ABC):
         return [{"params": list(self.parameters())}]
 
     def configure_optimizers(self) -> Any:
-        """AdamW (plain Adam at weight decay 0), with a warm-up and a cosine down to 0 if asked for.
-
-        Weights decay, but for biases, normalisations and positions.
-        """
-        groups, factors = [], []
-        still = {id(p) for n, p in self.named_parameters() if p.ndim < 2 or _STILL.search(n)}
-        for group in self.param_groups():
-            options = {"lr": self.hparams["lr"], **group}
-            decay = options.pop("weight_decay", self.hparams.get("weight_decay", 0.0))
-            factor = self._rate(options.pop("lr_schedule", self.hparams.get("lr_schedule")))
-            trained = [p for p in options.pop("params") if p.requires_grad]
-            parts = {decay: trained}
-            if decay:
-                parts = {decay: [p for p in trained if id(p) not in still]}
-                parts[0.0] = [p for p in trained if id(p) in still]
-            for rate, part in parts.items():
-                groups.append({**options, "params": part, "weight_decay": rate})
-                factors.append(factor)
-        # On a CPU, one kernel for all weights; elsewhere PyTorch's own choice.
-        fused = True if self.device.type == "cpu" else None
-        betas = tuple(self.hparams.get("adam_betas", (0.9, 0.999)))
-        optimizer = torch.optim.AdamW(groups, betas=betas, fused=fused)
-        if all(factor is None for factor in factors):
-            return optimizer
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, [factor or (lambda step: 1.0) for factor in factors]
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    def _rate(self, schedule: str | None) -> Callable[[int], float] | None:
-        """The factor of the learning rate at a step; None where it is always 1."""
-        warmup = self.hparams.get("lr_warmup_steps", 0)
-        if schedule not in (None, "constant", "cosine"):
-            raise InputError(f"lr_schedule={schedule!r} is unknown: choose constant or cosine.")
-        cosine = schedule == "cosine"
-        steps = self.trainer.estimated_stepping_batches if cosine else math.inf
-        if cosine and steps == math.inf:
-            raise InputError("lr_schedule=cosine needs an end: give trainer.max_steps.")
-        if not 0 <= warmup < steps:
-            raise InputError(f"lr_warmup_steps={warmup} must lie between 0 and the {steps} steps.")
-
-        def factor(step: int) -> float:
-            rise = min(1.0, step / warmup) if warmup else 1.0
-            done = min(1.0, max(0, step - warmup) / (steps - warmup))  # 0 where there is no end
-            return rise * 0.5 * (1 + math.cos(math.pi * done))
-
-        return factor if cosine or warmup else None
+        """AdamW on these groups, with a warm-up and a cosine down to 0 if asked for."""
+        return make_optimizer(self, self.param_groups())
 
     def configure_gradient_clipping(
         self,
@@ -282,7 +230,7 @@ class DiffusionModule(pl.LightningModule, ABC):
         """Bound the gradient of each group of parameters by itself."""
         if not gradient_clip_val:
             return
-        by_value = str(gradient_clip_algorithm).endswith("value")
+        by_value = gradient_clip_algorithm == "value"
         clip = nn.utils.clip_grad_value_ if by_value else nn.utils.clip_grad_norm_
         for group in self.param_groups():
             clip(group["params"], gradient_clip_val)
@@ -338,6 +286,20 @@ class DiffusionModule(pl.LightningModule, ABC):
         module.on_load_checkpoint(checkpoint)
         module.load_state_dict(checkpoint["state_dict"])
         return module.eval()  # type: ignore[return-value]
+
+
+def check_data(role: type[DiffusionModule], data: type) -> None:
+    """Refuse a kind of datamodule that a role does not learn from.
+
+    Raises:
+        InputError: naming the kind that it does.
+    """
+    if getattr(data, "makes", role.learns_from) != role.learns_from:
+        wanted = {"windows": "SequenceData", "transitions": "TransitionData"}[role.learns_from]
+        raise InputError(
+            f"{role.__name__} learns from {role.learns_from}, which {data.__name__} does not make: "
+            f"use {wanted}."
+        )
 
 
 def read_checkpoint(path: Any, map_location: Any = "cpu") -> dict[str, Any]:

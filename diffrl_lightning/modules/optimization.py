@@ -1,0 +1,73 @@
+"""Optimizer and learning rates, by the hyper-parameters of a role."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+
+from diffrl_lightning.types import InputError
+
+_STILL = re.compile("position|bias")  # parameters that do not decay, beside those of one dimension
+
+
+def make_optimizer(module: pl.LightningModule, groups: list[dict[str, Any]]) -> Any:
+    """AdamW (plain Adam at weight decay 0) and its rates, as Lightning wants them.
+
+    Args:
+        module: its hyper-parameters ``lr``, ``lr_schedule``, ``lr_warmup_steps``, ``weight_decay`` and
+            ``adam_betas`` count where it has them.
+        groups: parameters that belong together; a group may have an ``lr``, ``lr_schedule`` and
+            ``weight_decay`` of its own. Biases, normalisations and positions do not decay.
+
+    Raises:
+        InputError: if a rate can not be.
+    """
+    hparams = module.hparams
+    still = {id(p) for n, p in module.named_parameters() if p.ndim < 2 or _STILL.search(n)}
+    parts, factors = [], []
+    for group in groups:
+        options = {"lr": hparams["lr"], **group}
+        decay = options.pop("weight_decay", hparams.get("weight_decay", 0.0))
+        factor = _rate(module, options.pop("lr_schedule", hparams.get("lr_schedule")))
+        trained = [p for p in options.pop("params") if p.requires_grad]
+        by_decay = {decay: trained}
+        if decay:
+            by_decay = {decay: [p for p in trained if id(p) not in still]}
+            by_decay[0.0] = [p for p in trained if id(p) in still]
+        for rate, part in by_decay.items():
+            parts.append({**options, "params": part, "weight_decay": rate})
+            factors.append(factor)
+    # On a CPU, one kernel for all weights; elsewhere PyTorch's own choice.
+    fused = True if module.device.type == "cpu" else None
+    betas = tuple(hparams.get("adam_betas", (0.9, 0.999)))
+    optimizer = torch.optim.AdamW(parts, betas=betas, fused=fused)
+    if all(factor is None for factor in factors):
+        return optimizer
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, [f or (lambda _: 1.0) for f in factors])
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def _rate(module: pl.LightningModule, schedule: str | None) -> Callable[[int], float] | None:
+    """The factor of the learning rate at a step; None where it is always 1."""
+    warmup = module.hparams.get("lr_warmup_steps", 0)
+    if schedule not in (None, "constant", "cosine"):
+        raise InputError(f"lr_schedule={schedule!r} is unknown: choose constant or cosine.")
+    cosine = schedule == "cosine"
+    steps = module.trainer.estimated_stepping_batches if cosine else math.inf
+    if cosine and steps == math.inf:
+        raise InputError("lr_schedule=cosine needs an end: give trainer.max_steps.")
+    if warmup < 0:
+        raise InputError(f"lr_warmup_steps={warmup} must be at least 0.")
+
+    def factor(step: int) -> float:
+        rise = min(1.0, step / warmup) if warmup else 1.0
+        # 0 where there is no end; a run may be shorter than its warm-up
+        done = min(1.0, max(0, step - warmup) / max(1, steps - warmup))
+        return rise * 0.5 * (1 + math.cos(math.pi * done))
+
+    return factor if cosine or warmup else None
