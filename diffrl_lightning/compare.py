@@ -16,6 +16,7 @@ import torch
 import yaml
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from diffrl_lightning.callbacks.rollout import roll_out
 from diffrl_lightning.cli import exit_on_bad_input
@@ -129,6 +130,8 @@ def draw_trade(results: dict[str, dict[str, Any]], timing_envs: list[int]) -> Fi
                 x, y, result["return_sem"], fmt="o", ms=7, capsize=3, color=f"C{index}", label=name
             )
         axis.set_xscale("log")
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.xaxis.set_minor_formatter(NullFormatter())
         axis.set_xlabel(f"milliseconds a decision, {n} environment{'s' if n > 1 else ''}")
         axis.grid(alpha=0.3, which="both")
     axes[0].set_ylabel("return (mean and standard error)")
