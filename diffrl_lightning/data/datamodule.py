@@ -32,6 +32,9 @@ class SequenceData(OfflineData):
         discount: of the return to go.
         termination_penalty: added to the last reward of episodes that really ended, in the return to
             go alone; negative to keep plans from falls.
+        continue_timeouts: in the return to go, episodes that were cut off by a time-out go on for ever
+            at the mean reward of their last 1 / (1 - discount) steps, so that a state is worth the
+            same at any time: else its worth falls to nothing towards the time-out.
         start_steps: windows that begin within so many steps of an episode's start come
             ``start_repeats`` times in an epoch: rollouts begin there, where data are scarce.
         start_repeats: how often they come.
@@ -64,6 +67,7 @@ class SequenceData(OfflineData):
         padding: Padding = "none",
         discount: float = 0.99,
         termination_penalty: float = 0.0,
+        continue_timeouts: bool = False,
         start_steps: int = 0,
         start_repeats: int = 1,
         pad_before: int = 0,
@@ -106,6 +110,7 @@ class SequenceData(OfflineData):
         self.horizon, self.stride = horizon, stride
         self.padding, self.discount = padding, discount
         self.termination_penalty = termination_penalty
+        self.continue_timeouts = continue_timeouts
         self.start_steps, self.start_repeats = start_steps, start_repeats
         self.pad_before, self.pad_after, self.num_windows = pad_before, pad_after, count
 
@@ -123,6 +128,7 @@ class SequenceData(OfflineData):
             padding=self.padding,
             discount=self.discount,
             termination_penalty=self.termination_penalty,
+            continue_timeouts=self.continue_timeouts,
             start_steps=self.start_steps,
             start_repeats=self.start_repeats,
             pad_before=self.pad_before,

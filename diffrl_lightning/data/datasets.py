@@ -61,6 +61,7 @@ class Windows(Dataset):
         discount: of the return to go.
         termination_penalty: added to the last reward of episodes that really ended, in the return to
             go alone.
+        continue_timeouts: in the return to go, episodes that were cut off go on as they ended.
         start_steps: windows that begin within so many steps of an episode's start ...
         start_repeats: ... come so many times in an epoch.
         pad_before: windows begin up to so many steps before an episode, with its first step there.
@@ -80,6 +81,7 @@ class Windows(Dataset):
         padding: Padding = "none",
         discount: float = 0.99,
         termination_penalty: float = 0.0,
+        continue_timeouts: bool = False,
         start_steps: int = 0,
         start_repeats: int = 1,
         pad_before: int = 0,
@@ -103,7 +105,9 @@ class Windows(Dataset):
         self.observations = torch.from_numpy(episodes.observations)
         self.actions = torch.from_numpy(episodes.actions)
         self.rewards = torch.from_numpy(episodes.rewards)
-        self.returns = torch.from_numpy(episodes.returns_to_go(discount, termination_penalty))
+        self.returns = torch.from_numpy(
+            episodes.returns_to_go(discount, termination_penalty, continue_timeouts)
+        )
         self.origins = torch.from_numpy(episodes.origins)
 
     def __len__(self) -> int:

@@ -88,17 +88,26 @@ class Episodes:
         """Undiscounted return of each episode (E,)."""
         return np.add.reduceat(self.rewards.astype(np.float64), self.offsets[:-1])
 
-    def returns_to_go(self, discount: float, termination_penalty: float = 0.0) -> np.ndarray:
+    def returns_to_go(
+        self, discount: float, termination_penalty: float = 0.0, continue_timeouts: bool = False
+    ) -> np.ndarray:
         """Discounted sum of rewards from each step to its episode's end (N,) float32.
 
         Args:
             discount: of a step.
             termination_penalty: added to the last reward of an episode that really ended.
+            continue_timeouts: episodes that were cut off count as going on for ever at the mean reward
+                of their last 1 / (1 - discount) steps, so that a state is worth the same at any time.
+
+        Raises:
+            InputError: if they are to go on for ever at a discount of 1.
         """
         result = np.zeros(self.num_steps)
         order = np.argsort(-self.lengths, kind="stable")
         lengths, ends = self.lengths[order], self.offsets[1:][order]
         running = np.zeros(len(self))
+        if continue_timeouts:
+            running = self._worth_beyond(discount)[order]
         # All episodes at once, from their ends; the longest come first, so that those still
         # running are a prefix.
         for back in range(1, int(lengths[0]) + 1):
@@ -108,6 +117,18 @@ class Episodes:
             running[:alive] = rewards + discount * running[:alive]
             result[rows] = running[:alive]
         return result.astype(np.float32)
+
+    def _worth_beyond(self, discount: float) -> np.ndarray:
+        """Discounted sum of the rewards after the last step (E,), 0 for episodes that really ended."""
+        if not discount < 1:
+            raise InputError(
+                f"{discount=} must be below 1 to continue episodes beyond their time-out."
+            )
+        last = np.minimum(self.lengths, max(round(1 / (1 - discount)), 1))
+        sums = np.concatenate([[0.0], np.cumsum(self.rewards, dtype=np.float64)])
+        ends = self.offsets[1:]
+        mean = (sums[ends] - sums[ends - last]) / last
+        return np.where(self.terminations[ends - 1], 0.0, mean / (1 - discount))
 
     def joined(self, max_steps: int) -> Episodes:
         """Join episodes that were cut where the next begins in the same state.

@@ -32,23 +32,21 @@ class Mish(nn.Module):
 class _Mish(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
         s = x.sigmoid()
         q = 1 - s
-        w = torch.addcmul(s, s, q)
-        return w.div_(q.mul_(q).add_(1)).mul_(x)
+        w = torch.addcmul(s, s, q).div_(q.mul_(q).add_(1))  # tanh(softplus(x))
+        if not ctx.needs_input_grad[0]:
+            return w.mul_(x)
+        # The slope is w + x s (1 - w^2); made here, where s and w are at hand.
+        s.addcmul_(s, torch.mul(w, w, out=q), value=-1)
+        ctx.save_for_backward(x, torch.addcmul(w, s, x))
+        return w.mul_(x)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
-        (x,) = ctx.saved_tensors
+        x, slope = ctx.saved_tensors
         if torch.is_grad_enabled():  # to be differentiated again
             with torch.enable_grad():
                 (result,) = torch.autograd.grad(functional.mish(x), x, grad, create_graph=True)
             return result
-        s = x.sigmoid()
-        q = 1 - s
-        q2 = q * q
-        norm = q2 + 1
-        # d/dx of tanh(softplus(x)) is 4 s q^2 / (1 + q^2)^2
-        slope = q2.mul_(s).mul_(x).mul_(4).div_(norm)
-        return slope.add_(s).addcmul_(s, q).div_(norm).mul_(grad)
+        return grad * slope

@@ -54,6 +54,28 @@ def test_termination_penalty_is_a_last_reward_of_episodes_that_ended():
     np.testing.assert_allclose(penalised, same, rtol=1e-6)
 
 
+def test_a_time_out_that_continues_is_worth_what_the_last_steps_were():
+    """Against the same episodes with thousands of steps more at the mean of their last."""
+    terminations = np.zeros(10, bool)
+    terminations[7] = True
+    episodes = make(terminations=terminations)  # rewards 1-3, 4-8 and a real end, 9-10
+    togo = episodes.returns_to_go(0.75, continue_timeouts=True)  # the last four steps, or all
+    for start, end, mean in ((0, 3, 2.0), (3, 8, None), (8, 10, 9.5)):
+        beyond = [] if mean is None else [mean] * 1000
+        rewards = np.array([*episodes.rewards[start:end], *beyond])
+        for i in range(end - start):
+            rest = rewards[i:]
+            expected = (0.75 ** np.arange(len(rest)) * rest).sum()
+            assert togo[start + i] == pytest.approx(expected, rel=1e-6)
+    constant = make((6,), rewards=np.full(6, 3.0, np.float32))
+    worth = constant.returns_to_go(0.9, continue_timeouts=True)
+    np.testing.assert_allclose(worth, 30, rtol=1e-6, err_msg="the same at any time")
+    long = make((8,), rewards=np.arange(1, 9, dtype=np.float32))
+    assert long.returns_to_go(0.75, continue_timeouts=True)[-1] == pytest.approx(8 + 0.75 * 6.5 * 4)
+    with pytest.raises(InputError, match="below 1"):
+        episodes.returns_to_go(1.0, continue_timeouts=True)
+
+
 def test_origins_are_places_in_the_list():
     assert make().origins.tolist() == [0, 0, 0]
     both = concatenate([make((3, 5)), make((2,)), make((4, 1))])
