@@ -68,6 +68,7 @@ def compare(
     results: dict[str, dict[str, Any]] = {}
     for name, kwargs in variants.items():
         returns: list[float] = []
+        successes: list[bool] = []
         result: dict[str, Any] = {"policy_kwargs": kwargs, "seed_means": []}
         for s, model in models.items():
             chosen = dict(kwargs)
@@ -85,12 +86,15 @@ def compare(
             of_seed = [episode.episode_return for episode in evaluation.episodes]
             result["seed_means"].append(float(np.mean(of_seed)))
             returns += of_seed
+            successes += [e.success for e in evaluation.episodes if e.success is not None]
         spread = np.std(returns, ddof=1) if len(returns) > 1 else 0.0
         result |= {
             "return_mean": float(np.mean(returns)),
             "return_sem": float(spread / len(returns) ** 0.5),
             "returns": returns,
         }
+        if successes:
+            result["success_rate"] = float(np.mean(successes))
         if source.ref_scores is not None:
             low, high = source.ref_scores
             result["normalized_score"] = 100 * (result["return_mean"] - low) / (high - low)
@@ -162,6 +166,7 @@ def _line(name: str, result: dict[str, Any]) -> str:
         f"{result['return_mean']:.0f} +- {result['return_sem']:.0f}",
         "-" if score is None else f"{score:.1f}",
         seeds,
+        *([f"success {result['success_rate']:.2f}"] if "success_rate" in result else []),
         *(f"{ms:.1f} ms" for key, ms in result.items() if key.startswith("ms_")),
     ]
     return f"| {' | '.join(cells)} |"

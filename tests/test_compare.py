@@ -7,6 +7,7 @@ import torch
 from modules.role_tester import quiet_trainer
 
 from diffrl_lightning import Diffuser, SequenceData, TrajectoryValue
+from diffrl_lightning.callbacks.rollout import roll_out
 from diffrl_lightning.compare import compare
 from diffrl_lightning.types import InputError
 
@@ -62,6 +63,22 @@ def test_table_record_and_figure(folder, pendulum_file, capsys):
         assert f"| {name} | {result['return_mean']:.0f} +- " in said
     assert results["plain"]["returns"] != results["chosen"]["returns"]
     assert (folder / "out" / "table.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_share_of_successes_where_the_environment_tells_them(
+    folder, pendulum_file, monkeypatch, capsys
+):
+    assert "success_rate" not in run(folder, pendulum_file, only=["plain"])["plain"]
+
+    def half_of_them(*args, **kwargs):
+        evaluation, metrics = roll_out(*args, **kwargs)
+        for i, episode in enumerate(evaluation.episodes):
+            episode.success = i % 2 == 0
+        return evaluation, metrics
+
+    monkeypatch.setattr("diffrl_lightning.compare.roll_out", half_of_them)
+    assert run(folder, pendulum_file, only=["plain"])["plain"]["success_rate"] == 0.5
+    assert "| success 0.50 |" in capsys.readouterr().out
 
 
 def test_only_some_rows(folder, pendulum_file):

@@ -145,6 +145,44 @@ def test_the_one_step_estimate_is_the_clean_action_of_the_cloning_step():
     torch.testing.assert_close(estimate, actions, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("sigma", [0.2, 0.3])
+def test_bias_of_the_one_step_estimate_in_closed_form(sigma):
+    """Actions N(0, sigma^2) and the best network for them: what the critics see is too narrow.
+
+    E[x0 | x_t] keeps rho_t = abar sigma^2 / (abar sigma^2 + 1 - abar) of the variance, and the five
+    steps of the chain more of it; a linear value is unbiased by both, a curved one by neither.
+    """
+    module = small(actor_loss="one_step")
+    diffusion, n = module.diffusion, 200_000
+
+    class Best(torch.nn.Module):
+        def forward(self, x, t, cond):
+            signal, noise = diffusion.signal_noise(t, 2)
+            return noise * x / ((signal * sigma).square() + noise.square())
+
+    module.denoiser = Best()
+    states = torch.zeros(n, 3)
+    with torch.no_grad():
+        one_step = module._clone(states, sigma * torch.randn(n, 1))[1] / sigma
+        chain = module.sample_actions(module.denoiser, states) / sigma
+    abar = [
+        1.0,
+        *diffusion.alphas_cumprod.tolist(),
+    ]  # before step t is abar[t], after it abar[t + 1]
+    kept = [a * sigma**2 / (a * sigma**2 + 1 - a) for a in abar]
+    variance = 1.0
+    for t in reversed(range(5)):
+        a, before = abar[t + 1], abar[t]
+        beta = 1 - a / before
+        towards = before**0.5 * beta / (1 - a) * kept[t + 1] / a**0.5
+        slope = towards + (a / before) ** 0.5 * (1 - before) / (1 - a)
+        variance = slope**2 * variance + beta * (1 - before) / (1 - a)
+    for sample, expected in ((one_step, sum(kept[1:]) / 5), (chain, variance / sigma**2)):
+        assert abs(sample.mean()) < 0.01
+        assert sample.var().item() == pytest.approx(expected, rel=0.03)
+    assert one_step.var() < 0.4 * chain.var() < 0.4
+
+
 class Scores(torch.nn.Module):
     """A critic that likes an action by its value, and one that likes all alike."""
 
