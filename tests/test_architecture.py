@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import re
 from pathlib import Path
 from unittest.mock import patch
 
@@ -108,9 +109,10 @@ def test_shipped_configurations_parse(path):
     assert config.fit.data.init_args.dataset
 
 
-@pytest.mark.parametrize("name", ["diffuser", "decision_diffuser"])
-def test_rows_of_comparisons_are_keywords_of_the_policy(name):
-    role = {"diffuser": diffrl_lightning.Diffuser}.get(name, diffrl_lightning.DecisionDiffuser)
+@pytest.mark.parametrize("role", ["Diffuser", "DecisionDiffuser", "DiffusionPolicy"])
+def test_rows_of_comparisons_are_keywords_of_the_policy(role):
+    name = re.sub("(?<=[a-z])(?=[A-Z])", "_", role).lower()
+    role = getattr(diffrl_lightning, role)
     keywords = set(inspect.signature(role.make_policy).parameters)
     for path in (ROOT / "configs" / "compare").glob(f"{name}*.yaml"):
         for row, kwargs in yaml.safe_load(path.read_text()).items():
