@@ -137,6 +137,8 @@ def test_roles_go_round(role, tmp_path, monkeypatch, pendulum_file):
     main(["test", *args[1:], f"--ckpt_path={checkpoint}", "--rollout.results_path=again.json"])
     found = json.loads((tmp_path / "again.json").read_text())
     assert found["return_mean"] == expected["return_mean"]
+    steps = torch.load(checkpoint, weights_only=True)["global_step"]
+    assert found["global_step"] == expected["global_step"] == steps > 0
     module = DiffusionModule.load_from_checkpoint(checkpoint)
     assert isinstance(module, role)
     assert module.make_policy().act(torch.zeros(2, 3)).shape == (2, 1)

@@ -127,6 +127,8 @@ class Rollout(pl.Callback):
     @rank_zero_only
     def _write(self, trainer: pl.Trainer, result: dict[str, float], folder: Path) -> None:
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
+        # A checkpoint that is tested by itself: the trainer has taken no steps.
+        step = trainer.lightning_module.loaded_step if trainer.ckpt_path else trainer.global_step
         record = {
             **result,
             "seeds": [self.seed, self.seed + self.num_episodes - 1],
@@ -137,7 +139,7 @@ class Rollout(pl.Callback):
             "env_id": getattr(getattr(datamodule, "env_config", None), "env_id", None),
             "ref_scores": datamodule.ref_scores,
             "checkpoint": str(trainer.ckpt_path) if trainer.ckpt_path else None,
-            "global_step": trainer.global_step,
+            "global_step": step,
             "train_seed": trainer.lightning_module._noise_seed,
             "versions": {"python": platform.python_version()}
             | {name: version(name) for name in _PACKAGES},

@@ -42,6 +42,7 @@ class DiffusionModule(pl.LightningModule, ABC):
     # The best checkpoint is chosen so where validation does not roll out; None takes the last one.
     chosen_by: ClassVar[str | None] = "val/loss"
     _noise_seed: int | None = None  # where all noise of a run comes from
+    loaded_step: int | None = None  # optimiser steps of the checkpoint that the weights are from
 
     @abstractmethod
     def compute_loss(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
@@ -259,6 +260,7 @@ class DiffusionModule(pl.LightningModule, ABC):
                     "the dataset that it was trained on."
                 )
         self._noise_seed = checkpoint["noise_seed"]
+        self.loaded_step = checkpoint["global_step"]
 
     @classmethod
     def load_from_checkpoint(
