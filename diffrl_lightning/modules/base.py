@@ -260,7 +260,7 @@ class DiffusionModule(pl.LightningModule, ABC):
                     "the dataset that it was trained on."
                 )
         self._noise_seed = checkpoint["noise_seed"]
-        self.loaded_step = checkpoint["global_step"]
+        self.loaded_step = checkpoint.get("global_step")
 
     @classmethod
     def load_from_checkpoint(
