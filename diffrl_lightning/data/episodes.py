@@ -120,11 +120,11 @@ class Episodes:
 
     def _worth_beyond(self, discount: float) -> np.ndarray:
         """Discounted sum of the rewards after the last step (E,), 0 for episodes that really ended."""
-        if not discount < 1:
+        if discount >= 1:
             raise InputError(
                 f"{discount=} must be below 1 to continue episodes beyond their time-out."
             )
-        last = np.minimum(self.lengths, max(round(1 / (1 - discount)), 1))
+        last = np.minimum(self.lengths, round(1 / (1 - discount)))
         sums = np.concatenate([[0.0], np.cumsum(self.rewards, dtype=np.float64)])
         ends = self.offsets[1:]
         mean = (sums[ends] - sums[ends - last]) / last

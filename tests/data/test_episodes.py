@@ -55,7 +55,7 @@ def test_termination_penalty_is_a_last_reward_of_episodes_that_ended():
 
 
 def test_a_time_out_that_continues_is_worth_what_the_last_steps_were():
-    """Against the same episodes with thousands of steps more at the mean of their last."""
+    """Against the same episodes with a thousand steps more at the mean of their last."""
     terminations = np.zeros(10, bool)
     terminations[7] = True
     episodes = make(terminations=terminations)  # rewards 1-3, 4-8 and a real end, 9-10

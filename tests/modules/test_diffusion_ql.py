@@ -165,10 +165,8 @@ def test_bias_of_the_one_step_estimate_in_closed_form(sigma):
     with torch.no_grad():
         one_step = module._clone(states, sigma * torch.randn(n, 1))[1] / sigma
         chain = module.sample_actions(module.denoiser, states) / sigma
-    abar = [
-        1.0,
-        *diffusion.alphas_cumprod.tolist(),
-    ]  # before step t is abar[t], after it abar[t + 1]
+    # Step t goes from abar[t + 1] to abar[t].
+    abar = [1.0, *diffusion.alphas_cumprod.tolist()]
     kept = [a * sigma**2 / (a * sigma**2 + 1 - a) for a in abar]
     variance = 1.0
     for t in reversed(range(5)):
