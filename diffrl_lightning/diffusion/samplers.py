@@ -207,7 +207,7 @@ def _reverse(
     keep = constraint or (lambda x: x)
     x = keep(x)
     for step, next_step in zip(steps, [*steps[1:], -1], strict=True):
-        t = torch.full(x.shape[:1], step, device=x.device, dtype=torch.long)
+        t = torch.full((1,), step, device=x.device).expand(len(x))  # so that it is embedded once
         if pre_step is not None:
             x = keep(pre_step(x, t))
         x0 = diffusion.to_x0(denoise(x, t), x, t)

@@ -133,9 +133,11 @@ class DiffusionQL(DiffusionModule):
         q = self.critic(states, actions)
         critic_loss = (q - self._target(batch)).square().mean(1).sum()
         bc_loss, chosen = self._clone(states, actions)
-        values = frozen(self.critic)(states, chosen)
-        one = randint(2, values[:1])
-        q_loss = -(values[one].mean() / values[1 - one].detach().abs().mean())
+        one = randint(2, q[:1])
+        value = frozen(self.critic)(states, chosen, one)
+        with torch.no_grad():
+            size = self.critic(states, chosen, 1 - one).abs().mean()
+        q_loss = -value.mean() / size
         info = {
             "critic_loss": critic_loss.detach(),
             "bc_loss": bc_loss.detach(),

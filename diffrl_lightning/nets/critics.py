@@ -49,10 +49,15 @@ class TwinQ(nn.Module):
             self.weights.append(torch.empty(num_heads, i, o).uniform_(-bound, bound))
             self.biases.append(torch.empty(num_heads, o).uniform_(-bound, bound))
 
-    def forward(self, observations: Tensor, actions: Tensor) -> Tensor:
-        """(B, O) and (B, A) -> (K, B)."""
-        h = torch.cat([observations, actions], -1).expand(len(self.weights[0]), -1, -1)
-        *inner, last = zip(self.weights, self.biases, strict=True)
+    def forward(
+        self, observations: Tensor, actions: Tensor, heads: Tensor | None = None
+    ) -> Tensor:
+        """(B, O) and (B, A) -> (K, B), or of these ``heads`` (k,) alone, (k, B)."""
+        layers = zip(self.weights, self.biases, strict=True)
+        if heads is not None:
+            layers = ((weight[heads], bias[heads]) for weight, bias in layers)
+        *inner, last = layers
+        h = torch.cat([observations, actions], -1).expand(len(last[1]), -1, -1)
         for weight, bias in inner:
             h = self.activation(torch.baddbmm(bias[:, None], h, weight))
         weight, bias = last

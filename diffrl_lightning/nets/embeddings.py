@@ -50,9 +50,18 @@ class FourierEmbedding(nn.Module):
         return torch.cat([angles.cos(), angles.sin()], -1)
 
 
-def embed_step(dim: int, ratio: int = 4) -> nn.Sequential:
+class StepEmbedding(nn.Sequential):
+    """Layers that embed steps (B,) row by row; one step, expanded to B rows, they embed once."""
+
+    def forward(self, t: Tensor) -> Tensor:
+        """Map steps (B,) to (B, dim)."""
+        once = len(t) > 1 and t.stride(0) == 0
+        return super().forward(t[:1]).expand(len(t), -1) if once else super().forward(t)
+
+
+def embed_step(dim: int, ratio: int = 4) -> StepEmbedding:
     """Steps (B,) -> (B, dim): sines and cosines through two layers, ``ratio * dim`` wide between."""
-    return nn.Sequential(
+    return StepEmbedding(
         SinusoidalEmbedding(dim),
         nn.Linear(dim, ratio * dim),
         Mish(),

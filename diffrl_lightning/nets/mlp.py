@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from diffrl_lightning.nets.activations import Mish, mish
-from diffrl_lightning.nets.embeddings import FourierEmbedding, embed_step
+from diffrl_lightning.nets.embeddings import FourierEmbedding, StepEmbedding, embed_step
 
 
 def mlp(
@@ -82,7 +82,7 @@ class ResidualMLP(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        self.embed = nn.Sequential(
+        self.embed = StepEmbedding(
             FourierEmbedding(embed_dim),
             nn.Linear(embed_dim, 2 * embed_dim),
             Mish(),
