@@ -3,17 +3,19 @@
 All classes that a configuration may name are here, so that YAML says ``class_path: Diffuser``.
 """
 
-from diffrl_lightning.callbacks import PlanFigure, Rollout
+from diffrl_lightning.callbacks import PlanFigure, Rollout, SampleWriter
 from diffrl_lightning.data import SequenceData, TransitionData
 from diffrl_lightning.modules import (
     IDQL,
     TD3BC,
     BehaviourCloning,
+    DataSynthesizer,
     DecisionDiffuser,
     Diffuser,
     DiffusionModule,
     DiffusionPolicy,
     DiffusionQL,
+    TrajectorySynthesizer,
     TrajectoryValue,
 )
 from diffrl_lightning.types import InputError
@@ -24,6 +26,7 @@ __all__ = [
     "IDQL",
     "TD3BC",
     "BehaviourCloning",
+    "DataSynthesizer",
     "DecisionDiffuser",
     "Diffuser",
     "DiffusionModule",
@@ -32,7 +35,9 @@ __all__ = [
     "InputError",
     "PlanFigure",
     "Rollout",
+    "SampleWriter",
     "SequenceData",
+    "TrajectorySynthesizer",
     "TrajectoryValue",
     "TransitionData",
 ]

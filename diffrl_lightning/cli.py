@@ -16,7 +16,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-from diffrl_lightning.callbacks import Rollout
+from diffrl_lightning.callbacks import Rollout, SampleWriter
 from diffrl_lightning.modules import DiffusionModule
 from diffrl_lightning.modules.base import ROLE_KEY, check_data, read_checkpoint
 from diffrl_lightning.types import InputError
@@ -26,7 +26,7 @@ _CKPT_WORDS = ("best", "last", "hpc")
 
 
 class DiffRLCLI(LightningCLI):
-    """Fills the model's dimensions from the data; adds the groups ``rollout`` and ``checkpoint``."""
+    """Fills the model's dimensions from the data; adds ``rollout``, ``synthesis``, ``checkpoint``."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add groups, links and defaults."""
@@ -39,6 +39,7 @@ class DiffRLCLI(LightningCLI):
             help="After fit, test the checkpoint with the best rollout and write results.json.",
         )
         parser.add_lightning_class_args(Rollout, "rollout")
+        parser.add_lightning_class_args(SampleWriter, "synthesis")
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.set_defaults(
             {

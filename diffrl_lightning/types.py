@@ -26,13 +26,18 @@ class InputError(ValueError):
 
 
 class TransitionBatch(TypedDict):
-    """Single steps, in environment units."""
+    """Single steps, or several in one, in environment units."""
 
     observations: Tensor  # (B, O)
     actions: Tensor  # (B, A)
     rewards: Tensor  # (B,)
     next_observations: Tensor  # (B, O)
     terminations: Tensor  # (B,) float, 1 where the episode really ended
+    steps: (
+        Tensor  # (B,) float, steps from the observation to the next one, 1 unless asked otherwise
+    )
+    returns: Tensor  # (B,) discounted return from this step to the episode's end
+    origins: Tensor  # (B,) long, which dataset of a list the transition is from
 
 
 class SequenceBatch(TypedDict):

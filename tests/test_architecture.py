@@ -26,7 +26,7 @@ ALLOWED = {
     "envs": TORCH,
     "data": TORCH | {"normalizers", "envs"},
     "modules": TORCH | {"diffusion", "nets", "policies", "normalizers"},
-    "callbacks": TORCH | {"policies", "metrics", "envs"},
+    "callbacks": TORCH | {"policies", "metrics", "envs", "data"},
     "cli": TORCH | {"modules", "data", "callbacks"},
     "compare": TORCH | {"modules", "data", "callbacks", "cli"},
     "controls": TORCH | {"policies", "data", "callbacks", "envs", "cli"},

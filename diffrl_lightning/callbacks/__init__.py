@@ -2,5 +2,6 @@
 
 from diffrl_lightning.callbacks.plan_figure import PlanFigure
 from diffrl_lightning.callbacks.rollout import Rollout
+from diffrl_lightning.callbacks.sample_writer import SampleWriter
 
-__all__ = ["PlanFigure", "Rollout"]
+__all__ = ["PlanFigure", "Rollout", "SampleWriter"]

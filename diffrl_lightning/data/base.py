@@ -97,6 +97,11 @@ class OfflineData(pl.LightningDataModule, ABC):
         self.episodes: Episodes | None = None
 
     @property
+    def env_id(self) -> str | None:
+        """Gymnasium id of the environment, None where no environment is known."""
+        return self._env_id
+
+    @property
     def ref_scores(self) -> tuple[float, float] | None:
         """Random and expert return, or None where they are unknown."""
         if self._ref_scores is None:  # a dataset that is generated has them only then
@@ -131,8 +136,8 @@ class OfflineData(pl.LightningDataModule, ABC):
             sources.prepare(name, self.options)
 
     def setup(self, stage: str) -> None:
-        """Read the arrays, once, and split them by episode."""
-        if self.train_data is not None:
+        """Read the arrays, once, and split them by episode; predictions need none."""
+        if self.train_data is not None or stage == "predict":
             return
         episodes = concatenate([sources.load(name, self.options) for name in self.datasets])
         if self.join_episodes:
@@ -150,13 +155,29 @@ class OfflineData(pl.LightningDataModule, ABC):
     def make_dataset(self, episodes: Episodes, which: np.ndarray) -> Dataset:
         """The dataset whose items make batches, of these of the episodes."""
 
-    def training_rows(self, name: Literal["observations", "actions"]) -> tuple[Tensor, Tensor]:
+    def training_rows(
+        self, name: Literal["observations", "actions", "rewards"]
+    ) -> tuple[Tensor, Tensor]:
         """An array of all episodes (M, D), and which of its rows (M,) are of training episodes."""
         assert self.episodes is not None
         counts = self.episodes.lengths + (name == "observations")
         train = np.isin(np.arange(len(self.episodes)), self.train_indices)
         rows = torch.from_numpy(np.repeat(train, counts))
-        return torch.from_numpy(getattr(self.episodes, name)), rows
+        array = getattr(self.episodes, name)
+        return torch.from_numpy(array.reshape(len(array), -1)), rows
+
+    def training_returns(self) -> Tensor:
+        """The return to go from each step of the training episodes (M,)."""
+        _, rows = self.training_rows("actions")
+        return self.train_data.returns[rows]  # type: ignore[union-attr]
+
+    def action_space(self) -> gym.spaces.Box | None:
+        """The environment's bounds of actions, None where no environment is known."""
+        if self._env_id is None:
+            return None
+        env = self.make_env()
+        env.close()
+        return env.action_space  # type: ignore[return-value]
 
     def check_goal_leads_state(self) -> None:
         """Refuse an environment whose goal is not about the first entries of the state.

@@ -6,7 +6,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from diffrl_lightning.data.base import OfflineData
 from diffrl_lightning.data.datasets import (
@@ -18,6 +17,7 @@ from diffrl_lightning.data.datasets import (
     reward_map,
 )
 from diffrl_lightning.data.episodes import Episodes
+from diffrl_lightning.types import InputError
 
 
 class SequenceData(OfflineData):
@@ -135,12 +135,6 @@ class SequenceData(OfflineData):
             pad_after=self.pad_after,
         )
 
-    def training_returns(self) -> Tensor:
-        """The return to go from each step of the training episodes (M,)."""
-        assert isinstance(self.train_data, Windows)
-        _, rows = self.training_rows("actions")
-        return self.train_data.returns[rows]
-
 
 class TransitionData(OfflineData):
     """Single transitions, for policies, critics and synthesizers.
@@ -152,6 +146,10 @@ class TransitionData(OfflineData):
             ``return_range``: times 1000 over the range of the episodes' returns, as IQL and IDQL have
             them on MuJoCo; ``minus_one``: less 1, as IQL has them on AntMaze; ``antmaze``: 4 (r - 0.5),
             as Diffusion-QL has them there.
+        n_steps: steps in one transition, whose reward is their discounted sum: critics then learn of
+            what comes faster, and from whole stretches of what was done.
+        discount: of a step in that sum, the model's own; and in the return to go, for roles that are
+            conditioned on it.
         env_id: Gymnasium id of the evaluation environment, where the dataset does not name it.
         env_kwargs: keywords of ``gymnasium.make``; a ``maze_map`` here is also the map of a PointMaze
             to generate.
@@ -174,6 +172,8 @@ class TransitionData(OfflineData):
         self,
         dataset: str | list[str],
         rewards: RewardKind = "raw",
+        n_steps: int = 1,
+        discount: float = 0.99,
         env_id: str | None = None,
         env_kwargs: dict[str, Any] | None = None,
         observation_keys: list[str] | None = None,
@@ -200,9 +200,18 @@ class TransitionData(OfflineData):
             seed=seed,
             pin_memory=pin_memory,
         )
-        self.rewards = rewards
+        if n_steps < 1:
+            raise InputError(f"{n_steps=} must be at least 1.")
+        self.rewards, self.n_steps, self.discount = rewards, n_steps, discount
 
     def make_dataset(self, episodes: Episodes, which: np.ndarray) -> Transitions:
         """Transitions of these episodes; their rewards follow the training episodes'."""
         scale, shift = reward_map(self.rewards, episodes, self.train_indices)
-        return Transitions(episodes, which, reward_scale=scale, reward_shift=shift)
+        return Transitions(
+            episodes,
+            which,
+            reward_scale=scale,
+            reward_shift=shift,
+            discount=self.discount,
+            n_steps=self.n_steps,
+        )

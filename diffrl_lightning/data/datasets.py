@@ -179,6 +179,9 @@ class Transitions(Dataset):
         which: indices of the episodes to draw from; default all.
         reward_scale: rewards are multiplied by this ...
         reward_shift: ... and then this is added.
+        discount: of a step, in the return to go, which is of rewards as they were, and in ``n_steps``.
+        n_steps: a transition leads so many steps ahead, or to its episode's end: its reward is the
+            discounted sum of theirs.
     """
 
     def __init__(
@@ -188,15 +191,24 @@ class Transitions(Dataset):
         *,
         reward_scale: float = 1.0,
         reward_shift: float = 0.0,
+        discount: float = 0.99,
+        n_steps: int = 1,
     ) -> None:
+        if n_steps < 1:
+            raise InputError(f"{n_steps=} must be at least 1.")
         self.reward_scale, self.reward_shift = reward_scale, reward_shift
         ended = episodes.terminations[episodes.offsets[1:] - 1]
         usable = episodes.lengths - ~(episodes.final_observed | ended)
+        self.ends = torch.from_numpy(episodes.offsets[:-1] + usable)
+        self.ahead = torch.arange(n_steps)
+        self.weights = discount**self.ahead
         self.starts = _Starts(episodes, usable, which)
         self.observations = torch.from_numpy(episodes.observations)
         self.actions = torch.from_numpy(episodes.actions)
         self.rewards = torch.from_numpy(episodes.rewards)
         self.terminations = torch.from_numpy(episodes.terminations)
+        self.returns = torch.from_numpy(episodes.returns_to_go(discount))
+        self.origins = torch.from_numpy(episodes.origins)
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -204,12 +216,21 @@ class Transitions(Dataset):
     def __getitem__(self, index: int | Tensor) -> TransitionBatch:
         """Transitions of these indices, (B, ...)."""
         rows, episode = self.starts(index)
+        ahead = rows[..., None] + self.ahead
+        inside = ahead < self.ends[episode][..., None]
+        steps = inside.sum(-1)
+        last = rows + steps - 1
+        rewards = self.rewards[torch.where(inside, ahead, last[..., None])]
+        rewards = rewards * self.reward_scale + self.reward_shift
         return TransitionBatch(
             observations=self.observations[rows + episode],
             actions=self.actions[rows],
-            rewards=self.rewards[rows] * self.reward_scale + self.reward_shift,
-            next_observations=self.observations[rows + episode + 1],
-            terminations=self.terminations[rows].float(),
+            rewards=(rewards * inside * self.weights).sum(-1),
+            next_observations=self.observations[last + episode + 1],
+            terminations=self.terminations[last].float(),
+            steps=steps.float(),
+            returns=self.returns[rows],
+            origins=self.origins[episode],
         )
 
     def __getitems__(self, indices: list[int]) -> TransitionBatch:

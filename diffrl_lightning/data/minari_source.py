@@ -7,12 +7,15 @@ import json
 import os
 import shutil
 import tempfile
+import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import minari
 import numpy as np
+from minari.data_collector import EpisodeBuffer
 from minari.storage.datasets_root_dir import get_dataset_path
 from tqdm.auto import tqdm
 
@@ -103,6 +106,48 @@ def load(dataset: str, options: SourceOptions) -> Episodes:
         if (folder / f"{name}.npy").is_file()
     }
     return Episodes(**arrays)
+
+
+def write(dataset: str, buffers: Iterable[EpisodeBuffer], **metadata: Any) -> None:
+    """Write a dataset, whole or not at all.
+
+    Args:
+        dataset: its id.
+        buffers: its episodes; they may come one by one.
+        metadata: keywords of ``minari.create_dataset_from_buffers``.
+    """
+    root = get_dataset_path("")
+    root.mkdir(parents=True, exist_ok=True)
+    # Built in a folder beside and then moved, so that a killed process leaves no half dataset.
+    scratch = Path(tempfile.mkdtemp(dir=root, prefix=".partial-"))
+    before = os.environ.get("MINARI_DATASETS_PATH")
+    os.environ["MINARI_DATASETS_PATH"] = str(scratch)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # about an address and a permalink
+            minari.create_dataset_from_buffers(
+                dataset,
+                buffers,  # type: ignore[arg-type]
+                author="diffrl_lightning",
+                data_format="hdf5",
+                **metadata,
+            )
+        target = root / dataset
+        target.parent.mkdir(parents=True, exist_ok=True)
+        for file in (scratch / dataset).parent.glob("*.json"):
+            if not (target.parent / file.name).exists():
+                shutil.copy(file, target.parent)
+        try:
+            (scratch / dataset).rename(target)
+        except OSError:  # another process was first, with the same data
+            if not is_local(dataset):
+                raise
+    finally:
+        if before is None:
+            del os.environ["MINARI_DATASETS_PATH"]
+        else:
+            os.environ["MINARI_DATASETS_PATH"] = before
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _open(dataset: str) -> minari.MinariDataset:

@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
-import tempfile
-import warnings
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
-import minari
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_warn
 from minari.data_collector import EpisodeBuffer
-from minari.storage.datasets_root_dir import get_dataset_path
 from tqdm.auto import tqdm
 
 from diffrl_lightning.data import minari_source
@@ -147,44 +140,17 @@ def generate(
         disable_env_checker=True,
     )
     buffers = _collect(env, num_steps, action_noise, seed)
-    root = get_dataset_path("")
-    root.mkdir(parents=True, exist_ok=True)
-    # Built in a folder beside and then moved, so that a killed process leaves no half dataset.
-    scratch = Path(tempfile.mkdtemp(dir=root, prefix=".partial-"))
-    before = os.environ.get("MINARI_DATASETS_PATH")
-    os.environ["MINARI_DATASETS_PATH"] = str(scratch)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # about an address and a permalink
-            minari.create_dataset_from_buffers(
-                dataset,
-                buffers,
-                env=env,
-                eval_env=gym.make(config.env_id, **config.kwargs),
-                algorithm_name="waypoint controller",
-                author="diffrl_lightning",
-                description=f"PointMaze, PD waypoint controller, action noise {action_noise}",
-                ref_min_score=low,
-                ref_max_score=high,
-                data_format="hdf5",
-            )
-        target = root / dataset
-        target.parent.mkdir(parents=True, exist_ok=True)
-        for file in (scratch / dataset).parent.glob("*.json"):
-            if not (target.parent / file.name).exists():
-                shutil.copy(file, target.parent)
-        try:
-            (scratch / dataset).rename(target)
-        except OSError:  # another process was first, with the same data
-            if not minari_source.is_local(dataset):
-                raise
-    finally:
-        if before is None:
-            del os.environ["MINARI_DATASETS_PATH"]
-        else:
-            os.environ["MINARI_DATASETS_PATH"] = before
-        shutil.rmtree(scratch, ignore_errors=True)
-        env.close()
+    minari_source.write(
+        dataset,
+        buffers,
+        env=env,
+        eval_env=gym.make(config.env_id, **config.kwargs),
+        algorithm_name="waypoint controller",
+        description=f"PointMaze, PD waypoint controller, action noise {action_noise}",
+        ref_min_score=low,
+        ref_max_score=high,
+    )
+    env.close()
 
 
 def _evaluation_env(dataset: str, options: SourceOptions) -> EnvConfig:

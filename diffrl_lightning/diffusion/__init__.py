@@ -2,6 +2,7 @@
 
 from diffrl_lightning.diffusion.constraints import Inpaint, inpaint
 from diffrl_lightning.diffusion.draw import Sampler, check_sampling, draw
+from diffrl_lightning.diffusion.edm import EDM, heun_sample, heun_steps
 from diffrl_lightning.diffusion.gaussian import GaussianDiffusion, PredictionType
 from diffrl_lightning.diffusion.guidance import classifier_free, compose, value_guided
 from diffrl_lightning.diffusion.noise import choose, randint, randn
@@ -20,6 +21,7 @@ from diffrl_lightning.diffusion.schedules import (
 )
 
 __all__ = [
+    "EDM",
     "BetaSchedule",
     "GaussianDiffusion",
     "Inpaint",
@@ -34,6 +36,8 @@ __all__ = [
     "ddpm_sample",
     "dpmpp_sample",
     "draw",
+    "heun_sample",
+    "heun_steps",
     "inference_timesteps",
     "inpaint",
     "linear_betas",

@@ -7,6 +7,11 @@ from diffrl_lightning.modules.diffuser import Diffuser
 from diffrl_lightning.modules.diffusion_policy import DiffusionPolicy
 from diffrl_lightning.modules.diffusion_ql import DiffusionQL
 from diffrl_lightning.modules.idql import IDQL
+from diffrl_lightning.modules.synthesizer import (
+    DataSynthesizer,
+    Synthesizer,
+    TrajectorySynthesizer,
+)
 from diffrl_lightning.modules.td3_bc import TD3BC
 from diffrl_lightning.modules.trajectory_value import TrajectoryValue
 
@@ -14,10 +19,13 @@ __all__ = [
     "IDQL",
     "TD3BC",
     "BehaviourCloning",
+    "DataSynthesizer",
     "DecisionDiffuser",
     "Diffuser",
     "DiffusionModule",
     "DiffusionPolicy",
     "DiffusionQL",
+    "Synthesizer",
+    "TrajectorySynthesizer",
     "TrajectoryValue",
 ]

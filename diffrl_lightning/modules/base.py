@@ -149,12 +149,22 @@ class DiffusionModule(pl.LightningModule, ABC):
     def setup(self, stage: str) -> None:
         """Fit the normalisers to the training data, unless a checkpoint brings them."""
         datamodule = getattr(self.trainer, "datamodule", None)
-        if datamodule is None:
+        if datamodule is None or stage == "predict":
             return
         if stage == "fit":
             check_data(type(self), type(datamodule))
+            self._check_discount(datamodule)
         if not self._fitted():
             self.fit_normalizers(datamodule)
+
+    def _check_discount(self, datamodule: Any) -> None:
+        """Rewards that were summed over several steps are to have the model's own discount."""
+        theirs, ours = getattr(datamodule, "discount", None), self.hparams.get("discount")
+        if getattr(datamodule, "n_steps", 1) > 1 and theirs != ours:
+            raise InputError(
+                f"The data sum {datamodule.n_steps} rewards at a discount of {theirs}, the model has "
+                f"{ours}: give data.discount and model.discount the same value."
+            )
 
     def _fitted(self) -> bool:
         return all(bool(m.fitted) for m in self.modules() if isinstance(m, Normalizer))

@@ -183,7 +183,8 @@ class DiffusionQL(DiffusionModule):
         states = states.repeat_interleave(self.num_next_actions, 0)
         q = self.target_critic(states, self.sample_actions(self.ema, states))
         value = q.unflatten(1, (-1, self.num_next_actions)).amax(-1).amin(0)
-        return batch["rewards"] + self.discount * (1 - batch["terminations"]) * value
+        beyond = self.discount ** batch["steps"] * (1 - batch["terminations"])
+        return batch["rewards"] + beyond * value
 
     def decide(
         self,

@@ -138,8 +138,8 @@ class IDQL(DiffusionModule):
         following = self.trajectory.observations.normalize(batch["next_observations"])
         with torch.no_grad():
             wanted = self.target_critic(states, actions).amin(0)
-            goes_on = 1 - batch["terminations"]
-            target = batch["rewards"] + self.discount * goes_on * self.value(following)[:, 0]
+            beyond = self.discount ** batch["steps"] * (1 - batch["terminations"])
+            target = batch["rewards"] + beyond * self.value(following)[:, 0]
         short = wanted - self.value(states)[:, 0]
         value_loss = (self._weight(short) * short.square()).mean()
         q = self.critic(states, actions)

@@ -128,8 +128,8 @@ class TD3BC(DiffusionModule):
         bound = self.hparams["noise_clip"]
         noise = (self.hparams["policy_noise"] * torch.randn_like(mean)).clamp(-bound, bound)
         value = self.target_critic(states, (mean + noise).clamp(-1, 1)).amin(0)
-        goes_on = 1 - batch["terminations"]
-        return batch["rewards"] + self.hparams["discount"] * goes_on * value
+        beyond = self.hparams["discount"] ** batch["steps"] * (1 - batch["terminations"])
+        return batch["rewards"] + beyond * value
 
     def decide(self, states: Tensor, *, generator: Generators = None) -> Tensor:
         """States (N, O) -> chunks of one action (N, 1, A), in environment units."""

@@ -11,7 +11,7 @@ from diffrl_lightning.nets.critics import TwinQ, frozen
 from diffrl_lightning.nets.ema import EMA
 from diffrl_lightning.nets.embeddings import SinusoidalEmbedding
 from diffrl_lightning.nets.inverse_dynamics import InverseDynamics
-from diffrl_lightning.nets.mlp import DenoisingMLP, ResidualMLP, mlp
+from diffrl_lightning.nets.mlp import DenoisingMLP, ResidualMLP, TransitionMLP, mlp
 from diffrl_lightning.nets.temporal_unet import TemporalUnet, check_horizon
 from diffrl_lightning.nets.transformer import ActionTransformer, DiT1d
 from diffrl_lightning.nets.value import TemporalValue
@@ -29,6 +29,7 @@ __all__ = [
     "SinusoidalEmbedding",
     "TemporalUnet",
     "TemporalValue",
+    "TransitionMLP",
     "TwinQ",
     "check_horizon",
     "frozen",

@@ -49,13 +49,11 @@ class TwinQ(nn.Module):
             self.weights.append(torch.empty(num_heads, i, o).uniform_(-bound, bound))
             self.biases.append(torch.empty(num_heads, o).uniform_(-bound, bound))
 
-    def forward(
-        self, observations: Tensor, actions: Tensor, heads: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, observations: Tensor, actions: Tensor, heads: Tensor | None = None) -> Tensor:
         """(B, O) and (B, A) -> (K, B), or of these ``heads`` (k,) alone, (k, B)."""
-        layers = zip(self.weights, self.biases, strict=True)
+        layers = list(zip(self.weights, self.biases, strict=True))
         if heads is not None:
-            layers = ((weight[heads], bias[heads]) for weight, bias in layers)
+            layers = [(weight[heads], bias[heads]) for weight, bias in layers]
         *inner, last = layers
         h = torch.cat([observations, actions], -1).expand(len(last[1]), -1, -1)
         for weight, bias in inner:

@@ -50,6 +50,25 @@ class FourierEmbedding(nn.Module):
         return torch.cat([angles.cos(), angles.sin()], -1)
 
 
+class NoiseLevelEmbedding(nn.Module):
+    """A noise level with its sines and cosines at random frequencies, which stay (Tancik et al. 2020).
+
+    Args:
+        num_frequencies: F.
+    """
+
+    frequencies: Tensor
+
+    def __init__(self, num_frequencies: int = 8) -> None:
+        super().__init__()
+        self.register_buffer("frequencies", torch.randn(num_frequencies))
+
+    def forward(self, t: Tensor) -> Tensor:
+        """Map levels (B,) to (B, 1 + 2 F)."""
+        angles = 2 * math.pi * t[:, None] * self.frequencies
+        return torch.cat([t[:, None], angles.sin(), angles.cos()], -1)
+
+
 class StepEmbedding(nn.Sequential):
     """Layers that embed steps (B,) row by row; one step, expanded to B rows, they embed once."""
 

@@ -7,9 +7,15 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import relu
 
 from diffrl_lightning.nets.activations import Mish, mish
-from diffrl_lightning.nets.embeddings import FourierEmbedding, StepEmbedding, embed_step
+from diffrl_lightning.nets.embeddings import (
+    FourierEmbedding,
+    NoiseLevelEmbedding,
+    StepEmbedding,
+    embed_step,
+)
 
 
 def mlp(
@@ -110,3 +116,51 @@ class ResidualMLP(nn.Module):
         for block in self.blocks:
             h = h + block(h)
         return self.last(mish(h)).view_as(x)
+
+
+class TransitionMLP(nn.Module):
+    """The network of SynthER (Lu et al. 2023): wide residual layers over a vector and a noise level.
+
+    Args:
+        dim: D, entries of what is denoised.
+        cond_dim: C, entries of the condition; 0 for none.
+        hidden_dim: width of the residual stream.
+        num_blocks: residual layers.
+        embed_dim: width of the first layer and of the level's embedding.
+        layer_norm: normalise before each residual layer.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        cond_dim: int = 0,
+        hidden_dim: int = 1024,
+        num_blocks: int = 6,
+        embed_dim: int = 128,
+        layer_norm: bool = False,
+    ) -> None:
+        super().__init__()
+        frequencies = 8
+        self.embed = StepEmbedding(
+            NoiseLevelEmbedding(frequencies),
+            nn.Linear(1 + 2 * frequencies, embed_dim),
+            nn.SiLU(),
+            nn.Linear(embed_dim, embed_dim),
+        )
+        self.first = nn.Linear(dim + cond_dim, embed_dim)
+        self.widen = nn.Linear(embed_dim, hidden_dim)
+        norm = nn.LayerNorm if layer_norm else nn.Identity
+        self.blocks = nn.ModuleList(
+            nn.Sequential(norm(hidden_dim), nn.ReLU(), nn.Linear(hidden_dim, hidden_dim))
+            for _ in range(num_blocks)
+        )
+        self.last = nn.Linear(hidden_dim, dim)
+
+    def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+        """(B, *S) of D entries at levels (B,), conditions (B, C) -> (B, *S)."""
+        flat = x.flatten(1) if cond is None else torch.cat([x.flatten(1), cond], -1)
+        h = self.widen(self.first(flat) + self.embed(t))
+        for block in self.blocks:
+            h = h + block(h)
+        return self.last(relu(h)).view_as(x)

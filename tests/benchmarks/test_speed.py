@@ -180,6 +180,7 @@ def transitions(n=256, observation_dim=11, action_dim=3):
         "rewards": torch.randn(n),
         "next_observations": torch.randn(n, observation_dim),
         "terminations": torch.zeros(n),
+        "steps": torch.ones(n),
     }
 
 

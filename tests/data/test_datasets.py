@@ -161,6 +161,32 @@ def test_transitions():
     assert batch["next_observations"][:, 0].tolist() == [2, 4, 10, 12]
 
 
+def test_transitions_of_several_steps():
+    """Step by step, as one would write it for a single transition."""
+    episodes = make((6, 2, 4), final_observed=np.array([False, True, True]))
+    episodes.terminations[11] = True
+    episodes.rewards[:] = np.arange(12) ** 2
+    transitions = Transitions(episodes, discount=0.9, n_steps=3, reward_scale=2.0, reward_shift=1.0)
+    assert len(transitions) == 11
+    batch = transitions.__getitems__(list(range(11)))
+    rows = [0, 1, 2, 3, 4, 6, 7, 8, 9, 10, 11]
+    ends = [5, 5, 5, 5, 5, 8, 8, 12, 12, 12, 12]  # up to here the next state was recorded
+    for i, (row, end) in enumerate(zip(rows, ends, strict=True)):
+        last = min(row + 3, end)
+        reward = sum(0.9 ** (k - row) * (2 * k**2 + 1) for k in range(row, last))
+        assert batch["rewards"][i] == pytest.approx(reward, rel=1e-6)
+        assert batch["steps"][i] == last - row
+        assert batch["terminations"][i] == (last == 12)
+        episode = np.searchsorted(episodes.offsets, row, side="right") - 1
+        expected = episodes.observations[last + episode]
+        np.testing.assert_array_equal(batch["next_observations"][i], expected)
+    one = Transitions(episodes).__getitems__([0, 1])
+    assert one["steps"].tolist() == [1, 1]
+    assert one["rewards"].tolist() == [0, 1]
+    with pytest.raises(InputError, match="n_steps=0 must be at least 1"):
+        Transitions(episodes, n_steps=0)
+
+
 def test_batch_k_is_a_function_of_seed_and_k():
     def batches(**kwargs):
         return [b.tolist() for b in BatchSampler(50, batch_size=8, seed=3, **kwargs)]

@@ -35,6 +35,9 @@ def transitions(n=8):
         "rewards": torch.randn(n),
         "next_observations": torch.randn(n, 3),
         "terminations": torch.tensor([0.0, 1.0]).repeat(n // 2),
+        "steps": torch.tensor([2.0, 1.0, 3.0, 1.0]).repeat(n)[:n],
+        "returns": torch.randn(n),
+        "origins": torch.zeros(n, dtype=torch.long),
     }
 
 

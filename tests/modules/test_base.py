@@ -6,7 +6,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from diffrl_lightning import TD3BC, Diffuser, DiffusionPolicy, InputError
+from diffrl_lightning import TD3BC, Diffuser, DiffusionPolicy, InputError, TransitionData
+from modules.role_tester import quiet_trainer
 
 POLICY = {"horizon": 8, "n_action_steps": 4, "dim": 16, "depth": 1, "num_heads": 2}
 
@@ -76,3 +77,10 @@ def test_a_loaded_module_trains_in_training_mode():
     module.on_fit_start()
     assert module.denoiser.training
     assert not module.ema.net.training
+
+
+def test_rewards_summed_at_another_discount_are_refused(tmp_path, pendulum_file):
+    data = TransitionData(str(pendulum_file), n_steps=3, discount=0.9)
+    module = TD3BC(observation_dim=3, action_dim=1, hidden_dim=8)
+    with pytest.raises(InputError, match=r"give data\.discount and model\.discount the same"):
+        quiet_trainer(tmp_path, max_steps=1).fit(module, datamodule=data)

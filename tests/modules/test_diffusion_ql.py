@@ -53,7 +53,7 @@ def test_target_is_that_of_the_paper(monkeypatch, max_q_backup):
     q1, q2 = module.target_critic(states, actions).unflatten(1, (8, n))
     value = torch.minimum(q1.max(1).values, q2.max(1).values)
     ended = batch["terminations"].bool()
-    expected = batch["rewards"] + torch.where(ended, 0.0, 0.9 * value)
+    expected = batch["rewards"] + torch.where(ended, 0.0, 0.9 ** batch["steps"] * value)
     torch.testing.assert_close(module._target(batch), expected)
     assert asked[0][0] is module.ema, "next actions are the averaged actor's"
     assert torch.equal(asked[0][1], states)

@@ -43,7 +43,9 @@ def test_losses_are_those_of_the_paper():
     value_loss = torch.where(short > 0, 0.8 * short**2, 0.2 * short**2).mean()
     ended = batch["terminations"].bool()
     following = module.value(batch["next_observations"])[:, 0]
-    target = (batch["rewards"] + torch.where(ended, 0.0, 0.9 * following)).detach()
+    target = (
+        batch["rewards"] + torch.where(ended, 0.0, 0.9 ** batch["steps"] * following)
+    ).detach()
     ours = module.critic(states, actions)
     critic_loss = mse_loss(ours[0], target) + mse_loss(ours[1], target)
     torch.manual_seed(2)

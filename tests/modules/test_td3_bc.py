@@ -28,7 +28,9 @@ def test_losses_are_those_of_the_paper():
     following = batch["next_observations"]
     q1, q2 = module.target_critic(following, module.target_actor(following))
     ended = batch["terminations"].bool()
-    target = batch["rewards"] + 0.9 * torch.where(ended, 0.0, torch.minimum(q1, q2))
+    target = batch["rewards"] + 0.9 ** batch["steps"] * torch.where(
+        ended, 0.0, torch.minimum(q1, q2)
+    )
     ours = module.critic(batch["observations"], batch["actions"])
     critic_loss = mse_loss(ours[0], target) + mse_loss(ours[1], target)
     chosen = module.actor(batch["observations"])

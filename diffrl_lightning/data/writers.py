@@ -1,0 +1,168 @@
+"""Writes datasets from shards, one in memory at a time: D4RL's HDF5 layout, or Minari's."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from gymnasium.spaces import Box
+from minari.data_collector import EpisodeBuffer
+from minari.storage.datasets_root_dir import get_dataset_path
+from tqdm.auto import tqdm
+
+from diffrl_lightning.data import minari_source
+from diffrl_lightning.types import InputError
+
+_MINARI_ID = re.compile(r"(?:[\w-]+/)*[\w-]+-v\d+")
+_MINARI_LIMIT = 1_000_000
+
+
+def check_output(output: str, num_samples: int) -> None:
+    """Refuse, before anything is drawn, what could not be written.
+
+    Raises:
+        InputError: if it is there already, or is neither a file's name nor a Minari id.
+    """
+    if Path(output).suffix in (".hdf5", ".h5"):
+        if Path(output).exists():
+            raise InputError(f"{output!r} is there already: remove it or write another file.")
+        return
+    if not _MINARI_ID.fullmatch(output):
+        raise InputError(
+            f"{output!r} is neither a file that ends in .hdf5 nor a Minari id such as "
+            "synthetic/hopper-v0: correct synthesis.output."
+        )
+    if minari_source.is_local(output):
+        raise InputError(f"The Minari dataset {output!r} is there already: write another one.")
+    if num_samples > _MINARI_LIMIT:
+        raise InputError(
+            f"A Minari dataset takes 15 kB an episode, and {num_samples} synthetic episodes are more "
+            f"than {_MINARI_LIMIT}: write a file that ends in .hdf5."
+        )
+
+
+def parts_folder(output: str) -> Path:
+    """Where the shards of a dataset lie until it is whole."""
+    is_file = Path(output).suffix in (".hdf5", ".h5")
+    target = Path(output).expanduser() if is_file else Path(get_dataset_path(output))
+    return target.with_name(f"{target.name}.parts")
+
+
+def write_dataset(
+    output: str, shards: Sequence[Path], provenance: Mapping[str, Any], source: Any
+) -> None:
+    """Join shards (.npz) of transitions or of trajectories into one dataset.
+
+    A transition is an episode of one step; a trajectory (H, ...) one of H - 1 steps.
+
+    Args:
+        output: a file that ends in .hdf5, or a Minari id.
+        shards: arrays of :class:`TransitionBatch`, or observations (B, H, O), actions (B, H, A) and
+            rewards (B, H).
+        provenance: how they came about, for the metadata.
+        source: the datamodule that the model was trained on, for its environment; or None.
+    """
+    if Path(output).suffix in (".hdf5", ".h5"):
+        _write_hdf5(Path(output).expanduser(), shards, provenance, source)
+    else:
+        _write_minari(output, shards, provenance, source)
+
+
+def _steps(path: Path) -> dict[str, np.ndarray]:
+    """A shard as flat steps in D4RL's layout."""
+    with np.load(path, allow_pickle=False) as file:
+        shard = dict(file)
+    observations, actions, rewards = (shard[k] for k in ("observations", "actions", "rewards"))
+    if observations.ndim == 2:
+        terminals = shard["terminations"] > 0.5
+        following, timeouts = shard["next_observations"], ~terminals
+    else:
+        following, observations = observations[:, 1:], observations[:, :-1]
+        actions, rewards = actions[:, :-1], rewards[:, :-1]
+        timeouts = np.zeros(rewards.shape, bool)
+        timeouts[:, -1] = True
+        terminals = np.zeros_like(timeouts)
+    arrays = {
+        "observations": observations,
+        "actions": actions,
+        "rewards": rewards,
+        "next_observations": following,
+        "terminals": terminals,
+        "timeouts": timeouts,
+    }
+    lead = rewards.ndim
+    return {k: v.reshape(-1, *v.shape[lead:]) for k, v in arrays.items()}
+
+
+def _write_hdf5(
+    path: Path, shards: Sequence[Path], provenance: Mapping[str, Any], source: Any
+) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.part")
+    with h5py.File(temporary, "w") as file:
+        for shard in tqdm(shards, desc="Joining shards", leave=False):
+            for name, rows in _steps(shard).items():
+                if name not in file:
+                    shape = (0, *rows.shape[1:])
+                    file.create_dataset(
+                        name, shape, rows.dtype, maxshape=(None, *shape[1:]), chunks=True
+                    )
+                end = len(file[name])
+                file[name].resize(end + len(rows), 0)
+                file[name][end:] = rows
+        file["metadata/provenance"] = json.dumps(dict(provenance))
+        if source is not None:
+            if source.env_id is not None:
+                file["metadata/env_id"] = source.env_id
+            if source.ref_scores is not None:
+                low, high = source.ref_scores
+                file["metadata/ref_min_score"], file["metadata/ref_max_score"] = low, high
+    temporary.replace(path)
+
+
+def _write_minari(
+    dataset: str, shards: Sequence[Path], provenance: Mapping[str, Any], source: Any
+) -> None:
+    env = None if source is None else source.make_env()
+    if env is None or not isinstance(env.unwrapped.observation_space, Box):
+        raise InputError(
+            f"The Minari dataset {dataset!r} needs an environment with vectors as observations: "
+            "give the data that the model was trained on, or write a file that ends in .hdf5."
+        )
+    low, high = source.ref_scores or (None, None)
+    minari_source.write(
+        dataset,
+        _episodes(shards),
+        env=env,
+        eval_env=env,
+        algorithm_name=provenance["role"],
+        description=json.dumps(dict(provenance)),
+        ref_min_score=low,
+        ref_max_score=high,
+    )
+    env.close()
+
+
+def _episodes(shards: Sequence[Path]) -> Iterator[EpisodeBuffer]:
+    number = 0
+    for shard in tqdm(shards, desc="Joining shards", leave=False):
+        steps = _steps(shard)
+        ends = np.flatnonzero(steps["terminals"] | steps["timeouts"]) + 1
+        for begin, end in zip(np.concatenate([[0], ends[:-1]]), ends, strict=True):
+            part = {name: rows[begin:end] for name, rows in steps.items()}
+            last = part["next_observations"][-1:]
+            yield EpisodeBuffer(
+                id=number,
+                observations=np.concatenate([part["observations"], last]),
+                actions=part["actions"],
+                rewards=part["rewards"],
+                terminations=part["terminals"],
+                truncations=part["timeouts"],
+                infos={},
+            )
+            number += 1

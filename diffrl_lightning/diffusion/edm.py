@@ -1,0 +1,207 @@
+"""EDM: diffusion over continuous noise levels with a preconditioned network (Karras et al. 2022)."""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+from torch import Tensor, nn
+
+from diffrl_lightning.diffusion.gaussian import GaussianDiffusion
+from diffrl_lightning.diffusion.noise import randn
+from diffrl_lightning.types import DenoiseFn, Generators, InputError
+
+
+class EDM(nn.Module):
+    """Diffusion ``x_sigma = x_0 + sigma eps`` over tensors of any shape (B, *S).
+
+    The network F is asked for what is of unit size at every level; the clean sample is estimated by::
+
+        D(x; sigma) = c_skip(sigma) x + c_out(sigma) F(c_in(sigma) x; c_noise(sigma))
+
+    (Karras et al. 2022, eq. 7 and table 1). It is the family of :class:`GaussianDiffusion`, told in
+    other coordinates: ``sigma = sqrt((1 - abar) / abar)`` and ``x_sigma = x_t / sqrt(abar)``; at
+    ``sigma_data`` 1 the network sees x_t itself and returns -v. So :meth:`discrete` makes a
+    discrete diffusion of some of the levels, on which every other sampler runs with the same network.
+
+    Args:
+        sigma_data: standard deviation of the data.
+        sigma_min: the lowest level that is sampled.
+        sigma_max: the highest.
+        rho: how levels are spaced: the higher, the more of them are low.
+        p_mean: mean of log sigma in training.
+        p_std: its standard deviation.
+
+    Raises:
+        InputError: if the levels are not in order or a spread is not positive.
+    """
+
+    def __init__(
+        self,
+        *,
+        sigma_data: float = 1.0,
+        sigma_min: float = 0.002,
+        sigma_max: float = 80.0,
+        rho: float = 7.0,
+        p_mean: float = -1.2,
+        p_std: float = 1.2,
+    ) -> None:
+        super().__init__()
+        if not 0 < sigma_min < sigma_max or min(sigma_data, rho, p_std) <= 0:
+            raise InputError(
+                f"EDM needs 0 < {sigma_min=} < {sigma_max=}, and {sigma_data=}, {rho=} and {p_std=} "
+                "above 0."
+            )
+        self.sigma_data, self.rho = sigma_data, rho
+        self.sigma_min, self.sigma_max = sigma_min, sigma_max
+        self.p_mean, self.p_std = p_mean, p_std
+
+    def coefficients(self, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """c_skip, c_out, c_in and c_noise, each of sigma's shape (table 1)."""
+        total = sigma.square() + self.sigma_data**2
+        c_skip = self.sigma_data**2 / total
+        c_out = sigma * self.sigma_data * total.rsqrt()
+        return c_skip, c_out, total.rsqrt(), 0.25 * sigma.log()
+
+    def to_x0(self, denoise: DenoiseFn, x: Tensor, sigma: Tensor) -> Tensor:
+        """The estimate D (B, *S) of the clean sample.
+
+        Args:
+            denoise: F with its conditions bound: ``c_in x`` (B, *S), ``c_noise`` (B,) -> (B, *S).
+            x: noised samples (B, *S).
+            sigma: their levels (B,), or one for all (1,).
+        """
+        c_skip, c_out, c_in, c_noise = self.coefficients(sigma)
+        c_skip, c_out, c_in = (c.view(-1, *(1,) * (x.ndim - 1)) for c in (c_skip, c_out, c_in))
+        return c_skip * x + c_out * denoise(c_in * x, c_noise.expand(len(x)))
+
+    def loss(
+        self,
+        denoise: DenoiseFn,
+        x0: Tensor,
+        *,
+        weight: Tensor | None = None,
+        generator: Generators = None,
+    ) -> Tensor:
+        """lambda(sigma) (D - x0)^2 at a drawn level, one value a sample (B,) (eq. 8).
+
+        With lambda = 1 / c_out^2 it is the squared error of F, and computed so.
+
+        Args:
+            denoise: F with its conditions bound.
+            x0: clean samples (B, *S).
+            weight: weight of each entry, broadcastable to (B, *S).
+            generator: source of the levels and the noise.
+        """
+        normal = randn(x0.shape[:1], generator=generator, like=x0)
+        sigma = (self.p_mean + self.p_std * normal).exp()
+        c_skip, c_out, c_in, c_noise = self.coefficients(sigma)
+        c_skip, c_out, c_in, level = (
+            c.view(-1, *(1,) * (x0.ndim - 1)) for c in (c_skip, c_out, c_in, sigma)
+        )
+        eps = randn(x0.shape, generator=generator, like=x0)
+        x = x0 + level * eps
+        # (x0 - c_skip x) / c_out, without the cancellation that it suffers at low levels
+        target = (x0 * level / self.sigma_data - self.sigma_data * eps) * c_in
+        error = (denoise(c_in * x, c_noise) - target).square()
+        if weight is not None:
+            error = error * weight
+        return error.flatten(1).mean(1)
+
+    def sigmas(self, num_steps: int) -> Tensor:
+        """Levels (N + 1,) float64 from sigma_max down to sigma_min, and 0 (eq. 5)."""
+        if num_steps < 1:
+            raise InputError(f"{num_steps=} must be at least 1.")
+        share = torch.linspace(0, 1, num_steps, dtype=torch.float64)
+        high, low = (s ** (1 / self.rho) for s in (self.sigma_max, self.sigma_min))
+        levels = (high + share * (low - high)) ** self.rho
+        return torch.cat([levels, levels.new_zeros(1)])
+
+    def discrete(
+        self, denoise: DenoiseFn, num_steps: int, *, device: torch.device | str | None = None
+    ) -> tuple[GaussianDiffusion, DenoiseFn]:
+        """The discrete diffusion over these levels, and the network in its coordinates.
+
+        Args:
+            denoise: F with its conditions bound.
+            num_steps: levels, all of which the samplers visit by default.
+            device: of the diffusion.
+        """
+        sigma = self.sigmas(num_steps)[:-1].flip(0)
+        abar = 1 / (1 + sigma.square())
+        # betas are 1 - abar_t / abar_{t-1}; this is that without the cancellation
+        earlier = torch.cat([sigma.new_zeros(1), sigma[:-1]])
+        betas = (sigma.square() - earlier.square()) * abar
+        diffusion = GaussianDiffusion(betas, "x0").to(device)
+        levels = sigma.to(device, torch.float32)
+
+        def estimate(xt: Tensor, t: Tensor) -> Tensor:
+            step = t[:1]  # samplers ask for one step at a time
+            signal, _ = diffusion.signal_noise(step, xt.ndim)
+            return self.to_x0(denoise, xt / signal, levels[step])
+
+        return diffusion, estimate
+
+
+def heun_steps(num_inference_steps: int) -> int:
+    """Steps of Heun's method that so many evaluations of the network allow: two each, one the last.
+
+    Raises:
+        InputError: if there is no such number.
+    """
+    if num_inference_steps < 1 or num_inference_steps % 2 == 0:
+        raise InputError(
+            f"{num_inference_steps=} must be odd for heun, which evaluates the network twice a step "
+            "and once in the last."
+        )
+    return (num_inference_steps + 1) // 2
+
+
+@torch.no_grad()
+def heun_sample(
+    diffusion: EDM,
+    denoise: DenoiseFn,
+    x: Tensor,
+    *,
+    num_inference_steps: int = 255,
+    s_churn: float = 80.0,
+    s_min: float = 0.05,
+    s_max: float = 50.0,
+    s_noise: float = 1.003,
+    clip: float | None = None,
+    generator: Generators = None,
+) -> Tensor:
+    """Heun's method with some noise renewed at every step (Karras et al. 2022, algorithm 2).
+
+    Args:
+        diffusion: the process.
+        denoise: F with its conditions bound.
+        x: start (B, *S), standard normal.
+        num_inference_steps: network evaluations, 2 N - 1 for N steps.
+        s_churn: how much noise is renewed, over all steps; 0 is deterministic.
+        s_min: none is at levels below this one ...
+        s_max: ... or above this one.
+        s_noise: standard deviation of the noise that comes in.
+        clip: bound of the clean sample's estimate.
+        generator: source of noise.
+    """
+    num_steps = heun_steps(num_inference_steps)
+    sigmas = diffusion.sigmas(num_steps).tolist()
+    gamma = min(s_churn / num_steps, 2**0.5 - 1)
+
+    def slope(x: Tensor, sigma: float) -> Tensor:
+        x0 = diffusion.to_x0(denoise, x, x.new_full((1,), sigma))
+        return (x - (x0 if clip is None else x0.clamp(-clip, clip))) / sigma
+
+    x = sigmas[0] * x
+    for sigma, following in itertools.pairwise(sigmas):
+        if gamma > 0 and s_min <= sigma <= s_max:
+            higher = sigma * (1 + gamma)
+            noise = s_noise * randn(x.shape, generator=generator, like=x)
+            x = x + (higher**2 - sigma**2) ** 0.5 * noise
+            sigma = higher
+        first = slope(x, sigma)
+        step = following - sigma
+        euler = x + step * first
+        x = euler if following == 0 else x + step * (first + slope(euler, following)) / 2
+    return x

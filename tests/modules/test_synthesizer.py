@@ -1,0 +1,183 @@
+"""Data synthesizers: sizes, what is encoded, what is drawn, and what every role must do."""
+
+import numpy as np
+import pytest
+import torch
+
+from diffrl_lightning import (
+    DataSynthesizer,
+    InputError,
+    SequenceData,
+    TrajectorySynthesizer,
+    TransitionData,
+)
+from diffrl_lightning.diffusion import EDM
+from modules.role_tester import check_role, ready, transitions
+
+SMALL = {"hidden_dim": 32, "num_blocks": 1, "embed_dim": 16, "ema_start": 0, "ema_update_every": 1}
+WINDOWS = {"horizon": 8, "dim": 16, "dim_mults": (1, 2), "ema_start": 0, "ema_update_every": 1}
+
+
+def small(**kwargs):
+    return DataSynthesizer(**({"observation_dim": 3, "action_dim": 1} | SMALL | kwargs))
+
+
+def windows(**kwargs):
+    return TrajectorySynthesizer(**({"observation_dim": 3, "action_dim": 1} | WINDOWS | kwargs))
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [{}, {"process": "ddpm"}, {"conditions": ("return", "task"), "cond_drop_prob": 0.0}],
+    ids=["edm", "ddpm", "conditions"],
+)
+def test_role(tmp_path, pendulum_file, kwargs):
+    data = TransitionData(str(pendulum_file), batch_size=32)
+    check_role(small(**kwargs), data, tmp_path, acts=False)
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {},
+        {"backbone": "dit", "process": "ddpm"},
+        {"conditions": ("return",), "cond_drop_prob": 0.0},
+    ],
+    ids=["edm", "dit-ddpm", "conditions"],
+)
+def test_role_of_trajectories(tmp_path, pendulum_file, kwargs):
+    data = SequenceData(str(pendulum_file), horizon=8, batch_size=32)
+    check_role(windows(**kwargs), data, tmp_path, acts=False)
+
+
+@pytest.mark.parametrize(
+    ("observation_dim", "action_dim", "hidden_dim", "parameters"),
+    [(11, 3, 2048, 25_520_027), (11, 3, 1024, 6_479_771), (17, 6, 2048, 25_552_682)],
+)
+def test_published_size(observation_dim, action_dim, hidden_dim, parameters):
+    with torch.device("meta"):
+        module = DataSynthesizer(observation_dim, action_dim, hidden_dim=hidden_dim)
+    assert sum(p.numel() for p in module.denoiser.parameters()) == parameters
+
+
+def fitted(data, module):
+    module.fit_normalizers(ready(data))
+    return module
+
+
+def test_what_is_encoded_is_decoded(pendulum_file):
+    module = fitted(TransitionData(str(pendulum_file)), small())
+    batch = transitions()
+    found = module.decode(module.encode(batch))
+    for name, value in found.items():
+        torch.testing.assert_close(value, batch[name])
+    assert module.encode(batch)[:, -1].tolist() == batch["terminations"].tolist(), "as they are"
+
+
+def test_what_is_encoded_is_decoded_of_trajectories(pendulum_file):
+    data = SequenceData(str(pendulum_file), horizon=8)
+    module = fitted(data, windows())
+    batch = next(iter(data.train_dataloader()))
+    for name, value in module.decode(module.encode(batch)).items():
+        torch.testing.assert_close(value, batch[name])
+
+
+def test_a_share_of_terminals_is_kept():
+    """Of data with 5 % of them the exact denoiser draws 5 %, within half a point."""
+    module = small()
+
+    def exact(x, c_noise, *_):
+        """F whose D is the posterior mean: zeros, but for the last entry, which is 0 or 1."""
+        edm = EDM()
+        sigma = (4 * c_noise[:, None].double()).exp()
+        c_skip, c_out, c_in, _ = edm.coefficients(sigma)
+        clean = x.double() / c_in
+        odds = np.log(0.05 / 0.95) + (clean[:, -1:] - 0.5) / sigma.square()
+        x0 = torch.zeros_like(clean)
+        x0[:, -1:] = torch.sigmoid(odds)
+        return ((x0 - c_skip * clean) / c_out).to(x)
+
+    module.ema.net.forward = exact
+    generator = torch.Generator().manual_seed(0)
+    found = module.sample(40_000, num_inference_steps=255, generator=generator)
+    assert set(found["terminations"].tolist()) == {0.0, 1.0}
+    assert found["terminations"].mean() == pytest.approx(0.05, abs=0.005)
+
+
+def test_actions_stay_within_bounds(pendulum_file):
+    module = fitted(TransitionData(str(pendulum_file), env_id="Pendulum-v1"), small())
+    assert (module.action_low.item(), module.action_high.item()) == (-2.0, 2.0)
+    torch.nn.init.constant_(module.ema.net.last.bias, 50.0)
+    free = module.sample(20, bound_actions=False)["actions"]
+    bound = module.sample(20)["actions"]
+    assert free.abs().max() > 2
+    assert bound.abs().max() <= 2
+
+
+@pytest.mark.parametrize("sampler", ["heun", "ddpm", "ddim", "dpmpp"])
+@pytest.mark.parametrize("steps", [1, 5])
+def test_samplers(sampler, steps):
+    module = small()
+
+    def draw(seed):
+        generator = torch.Generator().manual_seed(seed)
+        return module.sample(6, sampler=sampler, num_inference_steps=steps, generator=generator)[
+            "observations"
+        ]
+
+    assert draw(0).shape == (6, 3)
+    assert torch.equal(draw(0), draw(0))
+    assert not torch.equal(draw(0), draw(1))
+
+
+def test_evaluations_are_counted(monkeypatch):
+    module, calls = small(), []
+    forward = module.ema.net.forward
+    monkeypatch.setattr(module.ema.net, "forward", lambda *a: calls.append(1) or forward(*a))
+    for sampler, steps in (("heun", 31), ("ddim", 12), ("ddpm", 7), ("dpmpp", 5)):
+        calls.clear()
+        module.sample(4, sampler=sampler, num_inference_steps=steps)
+        assert len(calls) == steps
+
+
+def test_conditions_change_samples():
+    module = small(conditions=("return", "task"), num_origins=2)
+
+    def draw(**kwargs):
+        generator = torch.Generator().manual_seed(0)
+        return module.sample(4, generator=generator, **kwargs)["observations"]
+
+    free = draw()
+    for kwargs in ({"target_return": 0.9}, {"task": 1}, {"target_return": 0.9, "task": 0}):
+        assert not torch.equal(free, draw(**kwargs))
+        torch.testing.assert_close(free, draw(**kwargs, guidance_scale=0.0))
+    with pytest.raises(InputError, match="task=2 must be below the 2 datasets"):
+        draw(task=2)
+    with pytest.raises(InputError, match="not trained on the condition 'return'"):
+        small().sample(4, target_return=0.5)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: small(process="vp"), "process='vp' is unknown: choose edm or ddpm"),
+        (lambda: small(conditions=("goal",)), "must be among return and task"),
+        (lambda: small(goal_dim=2), "does not pursue goals"),
+        (lambda: windows(stride=2), "must be 1"),
+        (lambda: windows(horizon=9), "horizon=9 must divide by 2"),
+        (lambda: small(process="ddpm").sample(2, sampler="heun"), "needs a model trained with"),
+        (lambda: small().sample(2, num_inference_steps=30), "must be odd"),
+        (lambda: small().sample(2, sampler="euler"), "choose heun, ddpm, ddim or dpmpp"),
+        (lambda: small().predict_dataloader(), "say where with synthesis.output"),
+    ],
+)
+def test_bad_input(make, message):
+    with pytest.raises(InputError, match=message):
+        make()
+
+
+def test_changed_rewards_are_refused(pendulum_file):
+    for kwargs in ({"rewards": "standard"}, {"n_steps": 3}):
+        data = ready(TransitionData(str(pendulum_file), **kwargs))
+        with pytest.raises(InputError, match=r"use (rewards=raw|n_steps=1)"):
+            small().fit_normalizers(data)
