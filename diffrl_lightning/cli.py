@@ -17,7 +17,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from diffrl_lightning.callbacks import Rollout, SampleWriter
-from diffrl_lightning.modules import DiffusionModule
+from diffrl_lightning.modules import DiffusionModule, Synthesizer
 from diffrl_lightning.modules.base import ROLE_KEY, check_data, read_checkpoint
 from diffrl_lightning.types import InputError
 
@@ -60,6 +60,11 @@ class DiffRLCLI(LightningCLI):
         role = _named(config.model.class_path)
         if config.get("data"):
             check_data(role, _named(config.data.class_path))
+        if self.config.subcommand == "predict" and not issubclass(role, Synthesizer):
+            raise InputError(
+                f"{role.__name__} makes no dataset: predict with a DataSynthesizer or a "
+                "TrajectorySynthesizer."
+            )
         if config.rollout.val_episodes == 0 and config.checkpoint.monitor == "val/return_mean":
             config.checkpoint.monitor, config.checkpoint.mode = role.chosen_by, "min"
 
@@ -127,6 +132,7 @@ def main(args: Any = None) -> None:
         ".*does not have many workers.*",  # batches come whole from memory
         ".*in eval mode at the start of training.*",  # the weight average always is
         ".*treespec, LeafSpec.*",
+        ".*Your `IterableDataset` has `__len__` defined.*",  # and has its own process's part alone
     ):
         warnings.filterwarnings("ignore", message=harmless)
     torch.set_float32_matmul_precision("high")

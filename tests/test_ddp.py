@@ -65,12 +65,15 @@ ROLES = [
     "idql",
     "td3_bc",
     "behaviour_cloning",
+    "data_synthesizer",
+    "trajectory_synthesizer",
 ]
+SILENT = ("trajectory_value", "data_synthesizer", "trajectory_synthesizer")
 
 
 @pytest.mark.parametrize("role", ROLES)
 def test_two_processes(role, tmp_path, monkeypatch, pendulum_file):
-    acts = role != "trajectory_value"
+    acts = role not in SILENT
     options = ["--rollout.num_episodes=5", "--data.env_kwargs.max_episode_steps=60"]
     if role == "diffuser":
         options += [

@@ -11,6 +11,8 @@ from helpers import diffrl, diffrl_command, fit_args
 
 from diffrl_lightning.cli import main
 
+SILENT = ("trajectory_value", "data_synthesizer", "trajectory_synthesizer")  # these do not act
+
 
 def run_folder(folder, version=0):
     return folder / "runs" / "diffrl" / f"version_{version}" / "checkpoints"
@@ -68,6 +70,8 @@ def test_sigkill_and_resume_is_bit_exact(tmp_path, pendulum_file, accumulate):
         ("idql", 32, (13, 30)),
         ("td3_bc", 32, (13, 30)),
         ("behaviour_cloning", 32, (13, 30)),
+        ("data_synthesizer", 32, (13, 30)),
+        ("trajectory_synthesizer", 32, (13, 26)),
     ],
 )
 def test_resume_from_every_kind_of_step(tmp_path, monkeypatch, pendulum_file, role, last, steps):
@@ -79,7 +83,7 @@ def test_resume_from_every_kind_of_step(tmp_path, monkeypatch, pendulum_file, ro
         "--checkpoint.save_top_k=-1",
         "--checkpoint.filename=step{step}",
         "--checkpoint.auto_insert_metric_name=false",
-        f"--rollout.val_episodes={int(role != 'trajectory_value')}",
+        f"--rollout.val_episodes={int(role not in SILENT)}",
         "--data.env_kwargs.max_episode_steps=60",
         f"--trainer.max_steps={last}",
     )

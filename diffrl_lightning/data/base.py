@@ -214,6 +214,11 @@ class OfflineData(pl.LightningDataModule, ABC):
         """A single token: tests are rollouts."""
         return DataLoader([0])  # type: ignore[arg-type]
 
+    def predict_dataloader(self) -> DataLoader:
+        """What the model is asked to draw, which is not a matter of data."""
+        assert self.trainer is not None
+        return self.trainer.lightning_module.predict_dataloader()
+
     def _loader(self, dataset: Any, position: Callable[[], int] = lambda: 0) -> DataLoader:
         sampler = BatchSampler(
             len(dataset),

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import h5py
 import numpy as np
 from gymnasium.spaces import Box
@@ -128,8 +129,9 @@ def _write_hdf5(
 def _write_minari(
     dataset: str, shards: Sequence[Path], provenance: Mapping[str, Any], source: Any
 ) -> None:
-    env = None if source is None else source.make_env()
-    if env is None or not isinstance(env.unwrapped.observation_space, Box):
+    known = source is not None and source.env_id is not None
+    env = gym.make(source.env_id, **source.env_config.kwargs) if known else None
+    if env is None or not isinstance(env.observation_space, Box):
         raise InputError(
             f"The Minari dataset {dataset!r} needs an environment with vectors as observations: "
             "give the data that the model was trained on, or write a file that ends in .hdf5."
