@@ -31,6 +31,7 @@ ALLOWED = {
     "compare": TORCH | {"modules", "data", "callbacks", "cli"},
     "controls": TORCH | {"policies", "data", "callbacks", "envs", "cli"},
     "generate": {"data", "cli"},
+    "quality": TORCH | {"data", "envs", "metrics", "cli"},
     "__init__": TORCH | {"modules", "data", "callbacks"},
     "__main__": {"cli"},
 }

@@ -1,5 +1,6 @@
 """Torchmetrics of reinforcement learning."""
 
 from diffrl_lightning.metrics.rollout import RolloutMetrics
+from diffrl_lightning.metrics.synthesis import SampleQuality, kolmogorov_smirnov
 
-__all__ = ["RolloutMetrics"]
+__all__ = ["RolloutMetrics", "SampleQuality", "kolmogorov_smirnov"]
