@@ -44,6 +44,7 @@ class IDQL(DiffusionModule):
         dropout: of the actor.
         critic_hidden_dim: width of the critics.
         critic_layers: hidden layers of the critics.
+        num_critics: Q is the least of so many; more of them see through samples that one overrates.
         num_train_timesteps: T.
         beta_schedule: noise schedule.
         normalizer: of states; actions are scaled to their range in the data.
@@ -76,6 +77,7 @@ class IDQL(DiffusionModule):
         dropout: float = 0.1,
         critic_hidden_dim: int = 256,
         critic_layers: int = 2,
+        num_critics: int = 2,
         num_train_timesteps: int = 5,
         beta_schedule: BetaSchedule = "vp",
         normalizer: NormalizerKind = "none",
@@ -93,6 +95,8 @@ class IDQL(DiffusionModule):
         self.save_hyperparameters()
         self.refuse_goals(goal_dim)
         self.check_shares(tau=tau, discount=discount)
+        if num_critics < 1:
+            raise InputError(f"{num_critics=} must be at least 1.")
         if not 0 < expectile < 1:
             raise InputError(f"{expectile=} must lie in (0, 1).")
         self.observation_dim, self.action_dim = observation_dim, action_dim
@@ -111,6 +115,7 @@ class IDQL(DiffusionModule):
             hidden_dim=critic_hidden_dim,
             num_layers=critic_layers,
             activation="relu",
+            num_heads=num_critics,
         )
         self.value = mlp(observation_dim, critic_hidden_dim, 1, num_layers=critic_layers)
         self.ema = EMA(

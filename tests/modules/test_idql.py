@@ -30,14 +30,16 @@ def test_role(tmp_path, pendulum_file):
     policy_is_deterministic_by_seed(module, data, num_candidates=1)
 
 
-def test_losses_are_those_of_the_paper():
-    module, batch = small(expectile=0.8, discount=0.9, dropout=0.0), transitions()
+@pytest.mark.parametrize("num_critics", [2, 5])
+def test_losses_are_those_of_the_paper(num_critics):
+    module = small(expectile=0.8, discount=0.9, dropout=0.0, num_critics=num_critics)
+    batch = transitions()
     with torch.no_grad():
         for p in module.target_critic.parameters():
             p += 0.2 * torch.randn_like(p)
     states, actions = batch["observations"], batch["actions"]
-    q1, q2 = module.target_critic(states, actions)
-    short = torch.minimum(q1, q2) - module.value(states)[:, 0]
+    least = module.target_critic(states, actions).min(0).values
+    short = least - module.value(states)[:, 0]
     assert (short > 0).any()
     assert (short < 0).any()
     value_loss = torch.where(short > 0, 0.8 * short**2, 0.2 * short**2).mean()
@@ -47,7 +49,8 @@ def test_losses_are_those_of_the_paper():
         batch["rewards"] + torch.where(ended, 0.0, 0.9 ** batch["steps"] * following)
     ).detach()
     ours = module.critic(states, actions)
-    critic_loss = mse_loss(ours[0], target) + mse_loss(ours[1], target)
+    assert len(ours) == num_critics
+    critic_loss = sum(mse_loss(q, target) for q in ours)
     torch.manual_seed(2)
     bc_loss = module.diffusion.loss(lambda x, t: module.denoiser(x, t, states), actions).mean()
     torch.manual_seed(2)
