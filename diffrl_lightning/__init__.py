@@ -3,7 +3,7 @@
 All classes that a configuration may name are here, so that YAML says ``class_path: Diffuser``.
 """
 
-from diffrl_lightning.callbacks import PlanFigure, Rollout, SampleWriter
+from diffrl_lightning.callbacks import PlanFigure, Rollout, SampleReport, SampleWriter
 from diffrl_lightning.data import SequenceData, TransitionData
 from diffrl_lightning.modules import (
     IDQL,
@@ -35,6 +35,7 @@ __all__ = [
     "InputError",
     "PlanFigure",
     "Rollout",
+    "SampleReport",
     "SampleWriter",
     "SequenceData",
     "TrajectorySynthesizer",

@@ -11,18 +11,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from torch import Tensor
 
+from diffrl_lightning.callbacks.sample_report import (
+    PARTS,
+    Rows,
+    draw_marginals,
+    joined_rows,
+)
 from diffrl_lightning.cli import exit_on_bad_input
 from diffrl_lightning.data import TransitionData
 from diffrl_lightning.envs.simulate import simulate
 from diffrl_lightning.metrics import SampleQuality
 from diffrl_lightning.types import InputError
-
-Rows = dict[str, Tensor]
-_PARTS = ("observations", "actions", "rewards", "next_observations")
 
 
 def quality(
@@ -69,8 +69,8 @@ def quality(
     results: dict[str, dict[str, float]] = {}
     for name, rows in kinds.items():
         metric = SampleQuality(num_neighbours, seed)
-        metric.update(_joined(first), real=True)
-        metric.update(_joined(rows), real=False)
+        metric.update(joined_rows(first), real=True)
+        metric.update(joined_rows(rows), real=False)
         results[name] = metric.compute() | {"terminal_rate": float(rows["terminations"].mean())}
         if num_simulated:
             results[name] |= _dynamics(data, rows, first, num_simulated)
@@ -79,32 +79,6 @@ def quality(
     Path(f"{output}.json").write_text(json.dumps(results, indent=2) + "\n")
     draw_marginals(first, drawn).savefig(f"{output}.png", dpi=110)
     return results
-
-
-def draw_marginals(real: Rows, synthetic: Rows) -> Figure:
-    """Histograms of every dimension, real and synthetic."""
-    names = [
-        f"{part} {i}" if real[part].ndim > 1 else part
-        for part in _PARTS
-        for i in range(real[part].shape[1] if real[part].ndim > 1 else 1)
-    ]
-    x, y = _joined(real).numpy(), _joined(synthetic).numpy()
-    columns = 7
-    rows = -(-len(names) // columns)
-    figure = Figure(figsize=(2.2 * columns, 1.7 * rows), layout="constrained")
-    FigureCanvasAgg(figure)
-    for i, name in enumerate(names):
-        axis = figure.add_subplot(rows, columns, i + 1)
-        low, high = np.quantile(x[:, i], [0.001, 0.999])
-        bins = np.linspace(low, high if high > low else low + 1, 50).tolist()
-        axis.hist(x[:, i], bins, density=True, color="0.75", label="real")
-        axis.hist(y[:, i], bins, density=True, histtype="step", color="C3", label="synthetic")
-        axis.set_title(name, fontsize=7)
-        axis.set_yticks([])
-        axis.tick_params(labelsize=6)
-    handles, labels = axis.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=2, frameon=False)
-    return figure
 
 
 def _data(dataset: str) -> TransitionData:
@@ -121,7 +95,7 @@ def _all(data: TransitionData) -> Any:
 
 def _take(data: TransitionData, rows: np.ndarray) -> Rows:
     batch = _all(data)[torch.from_numpy(rows)]
-    return {name: batch[name] for name in (*_PARTS, "terminations")}
+    return {name: batch[name] for name in (*PARTS, "terminations")}
 
 
 def _halves(data: TransitionData, num_rows: int, rng: np.random.Generator) -> list[Rows]:
@@ -131,19 +105,12 @@ def _halves(data: TransitionData, num_rows: int, rng: np.random.Generator) -> li
     return [_take(data, order[:half]), _take(data, order[half : 2 * half])]
 
 
-def _joined(rows: Rows) -> Tensor:
-    return torch.cat(
-        [rows[part].flatten(1) if rows[part].ndim > 1 else rows[part][:, None] for part in _PARTS],
-        1,
-    )
-
-
 def _gaussian(rows: Rows, rng: np.random.Generator) -> Rows:
-    x = _joined(rows).numpy().astype(np.float64)
+    x = joined_rows(rows).numpy().astype(np.float64)
     drawn = rng.multivariate_normal(x.mean(0), np.cov(x.T), len(x), method="eigh")
-    widths = [rows[part][0].numel() for part in _PARTS]
+    widths = [rows[part][0].numel() for part in PARTS]
     parts = torch.from_numpy(drawn).float().split(widths, 1)
-    result = {name: part.view_as(rows[name]) for name, part in zip(_PARTS, parts, strict=True)}
+    result = {name: part.view_as(rows[name]) for name, part in zip(PARTS, parts, strict=True)}
     share = float(rows["terminations"].mean())
     return result | {"terminations": torch.from_numpy(rng.random(len(x)) < share).float()}
 
@@ -156,7 +123,7 @@ def _shuffled(rows: Rows, rng: np.random.Generator) -> Rows:
 def _dynamics(data: TransitionData, rows: Rows, real: Rows, num_rows: int) -> dict[str, float]:
     """Errors of next states and rewards against the simulator, in standard deviations of real ones."""
     env = data.make_env()
-    chosen = {name: rows[name][:num_rows].numpy() for name in _PARTS}
+    chosen = {name: rows[name][:num_rows].numpy() for name in PARTS}
     following, rewards, known = simulate(env, chosen["observations"], chosen["actions"])
     env.close()
     state_error = (chosen["next_observations"] - following) / real["next_observations"].numpy().std(

@@ -31,7 +31,7 @@ ALLOWED = {
     "compare": TORCH | {"modules", "data", "callbacks", "cli"},
     "controls": TORCH | {"policies", "data", "callbacks", "envs", "cli"},
     "generate": {"data", "cli"},
-    "quality": TORCH | {"data", "envs", "metrics", "cli"},
+    "quality": TORCH | {"data", "envs", "metrics", "callbacks", "cli"},
     "__init__": TORCH | {"modules", "data", "callbacks"},
     "__main__": {"cli"},
 }

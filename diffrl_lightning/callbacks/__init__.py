@@ -2,6 +2,7 @@
 
 from diffrl_lightning.callbacks.plan_figure import PlanFigure
 from diffrl_lightning.callbacks.rollout import Rollout
+from diffrl_lightning.callbacks.sample_report import SampleReport
 from diffrl_lightning.callbacks.sample_writer import SampleWriter
 
-__all__ = ["PlanFigure", "Rollout", "SampleWriter"]
+__all__ = ["PlanFigure", "Rollout", "SampleReport", "SampleWriter"]
