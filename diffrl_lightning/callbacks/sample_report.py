@@ -50,7 +50,7 @@ class SampleReport(pl.Callback):
         generator = torch.Generator(pl_module.device).manual_seed(0)
         samples = pl_module.sample(self.num_samples, generator=generator, **self.sampling)
         drawn = steps_of({name: value.float().cpu() for name, value in samples.items()})
-        metric = SampleQuality(num_neighbours=0)
+        metric = SampleQuality(num_neighbours=0, sync_on_compute=False)  # this process alone
         metric.update(joined_rows(real), real=True)
         metric.update(joined_rows(drawn), real=False)
         result = {f"val/{name}": value for name, value in metric.compute().items()}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torchmetrics import Metric
@@ -22,14 +24,15 @@ class SampleQuality(Metric):
     Args:
         num_neighbours: rows of each kind whose nearest ones are looked for; 0 for none.
         seed: of their choice.
+        kwargs: those of every metric.
     """
 
     full_state_update = False
     real: list[Tensor]
     synthetic: list[Tensor]
 
-    def __init__(self, num_neighbours: int = 2_000, seed: int = 0) -> None:
-        super().__init__()
+    def __init__(self, num_neighbours: int = 2_000, seed: int = 0, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
         self.num_neighbours, self.seed = num_neighbours, seed
         self.add_state("real", default=[], dist_reduce_fx="cat")
         self.add_state("synthetic", default=[], dist_reduce_fx="cat")
