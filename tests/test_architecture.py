@@ -69,8 +69,11 @@ def test_roles_never_import_roles():
         if path.stem in ("__init__", "base", "optimization"):
             continue
         text = path.read_text()
-        imports = [line for line in text.splitlines() if "diffrl_lightning.modules" in line]
-        assert imports == ["from diffrl_lightning.modules.base import DiffusionModule"]
+        imports = [
+            line.split()[1] for line in text.splitlines() if "diffrl_lightning.modules" in line
+        ]
+        assert len(imports) == 1
+        assert imports[0].rsplit(".", 1)[-1] in ("base", "synthesizer"), "bases alone"
 
 
 @pytest.mark.parametrize(

@@ -2,16 +2,13 @@
 
 from diffrl_lightning.modules.base import DiffusionModule
 from diffrl_lightning.modules.behaviour_cloning import BehaviourCloning
+from diffrl_lightning.modules.data_synthesizer import DataSynthesizer, TrajectorySynthesizer
 from diffrl_lightning.modules.decision_diffuser import DecisionDiffuser
 from diffrl_lightning.modules.diffuser import Diffuser
 from diffrl_lightning.modules.diffusion_policy import DiffusionPolicy
 from diffrl_lightning.modules.diffusion_ql import DiffusionQL
 from diffrl_lightning.modules.idql import IDQL
-from diffrl_lightning.modules.synthesizer import (
-    DataSynthesizer,
-    Synthesizer,
-    TrajectorySynthesizer,
-)
+from diffrl_lightning.modules.synthesizer import Synthesizer
 from diffrl_lightning.modules.td3_bc import TD3BC
 from diffrl_lightning.modules.trajectory_value import TrajectoryValue
 

@@ -1,0 +1,225 @@
+"""From a dataset to a larger one: transitions (SynthER, Lu et al. 2023), or trajectories."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from diffrl_lightning.diffusion import BetaSchedule, PredictionType
+from diffrl_lightning.modules.synthesizer import Condition, Process, Synthesizer
+from diffrl_lightning.nets import Backbone, TransitionMLP, make_backbone
+from diffrl_lightning.normalizers import NormalizerKind
+from diffrl_lightning.types import InputError, SequenceBatch, TransitionBatch
+
+
+class DataSynthesizer(Synthesizer):
+    """Transitions, diffused whole: state, action, reward, next state, and whether it was the last.
+
+    The paper's process is EDM with a stochastic sampler of 255 evaluations; ``ddpm`` is the discrete
+    diffusion of the other roles, on the same network. Whether a transition ends its episode is not
+    normalised; a sample's is 1 above one half.
+
+    Args:
+        observation_dim: O, taken from the data.
+        action_dim: A, taken from the data.
+        goal_dim: taken from the data; must be 0.
+        num_origins: datasets of the data's list, taken from the data: tasks to choose from.
+        conditions: what samples may be conditioned on: the ``return`` to go, the ``task``, which is the
+            dataset of a list that a transition is from, both or nothing.
+        cond_drop_prob: chance that a sample's condition is dropped in training.
+        process: ``edm``, over continuous noise levels, or ``ddpm``, over discrete steps.
+        num_train_timesteps: T, steps of ``ddpm``.
+        beta_schedule: noise schedule of ``ddpm``.
+        prediction_type: what the network predicts in ``ddpm``.
+        hidden_dim: width of the network.
+        num_blocks: its residual layers.
+        embed_dim: width of its first layer, and of all embeddings.
+        layer_norm: normalise before each residual layer.
+        normalizer: of states, actions and rewards.
+        lr: learning rate.
+        lr_schedule: keep the rate, or let it fall to 0 along a cosine over the whole run.
+        weight_decay: decoupled weight decay.
+        adam_betas: of the optimizer.
+        ema_decay: share of the weight average that each update keeps.
+        ema_update_every: optimiser steps from one update to the next.
+        ema_start: optimiser steps before averaging begins.
+        compile: compile the network for training.
+
+    Raises:
+        InputError: if there are goals, or an argument is unknown or out of range.
+    """
+
+    learns_from = "transitions"
+
+    def __init__(
+        self,
+        observation_dim: int,
+        action_dim: int,
+        goal_dim: int = 0,
+        num_origins: int = 1,
+        conditions: tuple[Condition, ...] = (),
+        cond_drop_prob: float = 0.25,
+        process: Process = "edm",
+        num_train_timesteps: int = 128,
+        beta_schedule: BetaSchedule = "cosine",
+        prediction_type: PredictionType = "eps",
+        hidden_dim: int = 1024,
+        num_blocks: int = 6,
+        embed_dim: int = 128,
+        layer_norm: bool = False,
+        normalizer: NormalizerKind = "gaussian",
+        lr: float = 3e-4,
+        lr_schedule: Literal["constant", "cosine"] = "cosine",
+        weight_decay: float = 0.0,
+        adam_betas: tuple[float, float] = (0.9, 0.99),
+        ema_decay: float = 0.995,
+        ema_update_every: int = 10,
+        ema_start: int = 100,
+        compile: bool = False,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.widths = [action_dim, observation_dim, 1, observation_dim, 1]
+
+        def make_net(cond_dim: int) -> nn.Module:
+            return TransitionMLP(
+                sum(self.widths),
+                cond_dim=cond_dim,
+                hidden_dim=hidden_dim,
+                num_blocks=num_blocks,
+                embed_dim=embed_dim,
+                layer_norm=layer_norm,
+            )
+
+        self._assemble(make_net, (sum(self.widths),), embed_dim)
+
+    def encode(self, batch: TransitionBatch) -> Tensor:
+        """Transitions -> (B, A + O + 1 + O + 1)."""
+        parts = [
+            self.trajectory.join(batch["actions"], batch["observations"]),
+            self.rewards.normalize(batch["rewards"][:, None]),
+            self.trajectory.observations.normalize(batch["next_observations"]),
+            batch["terminations"][:, None],
+        ]
+        return torch.cat(parts, -1)
+
+    def decode(self, x: Tensor) -> dict[str, Tensor]:
+        """(B, A + O + 1 + O + 1) -> a :class:`TransitionBatch` (B, ...)."""
+        actions, states, rewards, following, terminal = x.split(self.widths, -1)
+        observations = self.trajectory.observations
+        return {
+            "observations": observations.unnormalize(states),
+            "actions": self.trajectory.actions.unnormalize(actions),
+            "rewards": self.rewards.unnormalize(rewards)[:, 0],
+            "next_observations": observations.unnormalize(following),
+            "terminations": (terminal[:, 0] > 0.5).to(x),
+        }
+
+
+class TrajectorySynthesizer(Synthesizer):
+    """Windows of states, actions and rewards, diffused whole: episodes of H - 1 steps.
+
+    Planners can be trained on them. An episode ends after its window, cut short: that episodes may
+    really end is not modelled.
+
+    Args:
+        observation_dim: O, taken from the data.
+        action_dim: A, taken from the data.
+        goal_dim: taken from the data; must be 0.
+        num_origins: datasets of the data's list, taken from the data: tasks to choose from.
+        horizon: H, taken from the data.
+        stride: taken from the data; must be 1.
+        conditions: as in :class:`DataSynthesizer`, from the window's first step.
+        cond_drop_prob: chance that a sample's condition is dropped in training.
+        process: ``edm``, over continuous noise levels, or ``ddpm``, over discrete steps.
+        num_train_timesteps: T, steps of ``ddpm``.
+        beta_schedule: noise schedule of ``ddpm``.
+        prediction_type: what the network predicts in ``ddpm``.
+        backbone: a temporal ``unet``, or ``dit``, a transformer.
+        dim: width of the U-Net's first level, or of the transformer.
+        dim_mults: width of each level of the U-Net in multiples of ``dim``.
+        attention: linear attention in the U-Net.
+        depth: blocks of the transformer.
+        num_heads: heads of the transformer.
+        normalizer: of states, actions and rewards.
+        lr: learning rate.
+        lr_schedule: keep the rate, or let it fall to 0 along a cosine over the whole run.
+        weight_decay: decoupled weight decay.
+        ema_decay: share of the weight average that each update keeps.
+        ema_update_every: optimiser steps from one update to the next.
+        ema_start: optimiser steps before averaging begins.
+        compile: compile the network for training.
+
+    Raises:
+        InputError: if there are goals, the horizon does not divide, or an argument is unknown.
+    """
+
+    learns_from = "windows"
+
+    def __init__(
+        self,
+        observation_dim: int,
+        action_dim: int,
+        goal_dim: int = 0,
+        num_origins: int = 1,
+        horizon: int = 32,
+        stride: int = 1,
+        conditions: tuple[Condition, ...] = (),
+        cond_drop_prob: float = 0.25,
+        process: Process = "edm",
+        num_train_timesteps: int = 128,
+        beta_schedule: BetaSchedule = "cosine",
+        prediction_type: PredictionType = "eps",
+        backbone: Backbone = "unet",
+        dim: int = 32,
+        dim_mults: tuple[int, ...] = (1, 2, 4),
+        attention: bool = False,
+        depth: int = 2,
+        num_heads: int = 4,
+        normalizer: NormalizerKind = "gaussian",
+        lr: float = 3e-4,
+        lr_schedule: Literal["constant", "cosine"] = "cosine",
+        weight_decay: float = 0.0,
+        ema_decay: float = 0.995,
+        ema_update_every: int = 10,
+        ema_start: int = 100,
+        compile: bool = False,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        if stride != 1 or horizon < 2:
+            raise InputError(f"{stride=} must be 1 and {horizon=} at least 2 to make episodes.")
+        self.widths = [action_dim, observation_dim, 1]
+
+        def make_net(cond_dim: int) -> nn.Module:
+            return make_backbone(
+                backbone,
+                sum(self.widths),
+                horizon=horizon,
+                dim=dim,
+                dim_mults=dim_mults,
+                attention=attention,
+                depth=depth,
+                num_heads=num_heads,
+                cond_dim=cond_dim,
+            )
+
+        self._assemble(make_net, (horizon, sum(self.widths)), dim)
+
+    def encode(self, batch: SequenceBatch) -> Tensor:
+        """Windows -> (B, H, A + O + 1)."""
+        rewards = self.rewards.normalize(batch["rewards"][..., None])
+        return torch.cat(
+            [self.trajectory.join(batch["actions"], batch["observations"]), rewards], -1
+        )
+
+    def decode(self, x: Tensor) -> dict[str, Tensor]:
+        """(B, H, A + O + 1) -> observations (B, H, O), actions (B, H, A), rewards (B, H)."""
+        actions, states, rewards = x.split(self.widths, -1)
+        return {
+            "observations": self.trajectory.observations.unnormalize(states),
+            "actions": self.trajectory.actions.unnormalize(actions),
+            "rewards": self.rewards.unnormalize(rewards)[..., 0],
+        }
