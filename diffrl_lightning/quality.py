@@ -126,9 +126,8 @@ def _dynamics(data: TransitionData, rows: Rows, real: Rows, num_rows: int) -> di
     chosen = {name: rows[name][:num_rows].numpy() for name in PARTS}
     following, rewards, known = simulate(env, chosen["observations"], chosen["actions"])
     env.close()
-    state_error = (chosen["next_observations"] - following) / real["next_observations"].numpy().std(
-        0
-    )
+    state_scale = real["next_observations"].numpy().std(0)
+    state_error = (chosen["next_observations"] - following) / state_scale
     reward_error = (chosen["rewards"] - rewards) / real["rewards"].numpy().std()
     return {
         "dynamics_error": float(np.median(np.sqrt(np.square(state_error[known]).mean(1)))),

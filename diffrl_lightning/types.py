@@ -33,9 +33,7 @@ class TransitionBatch(TypedDict):
     rewards: Tensor  # (B,)
     next_observations: Tensor  # (B, O)
     terminations: Tensor  # (B,) float, 1 where the episode really ended
-    steps: (
-        Tensor  # (B,) float, steps from the observation to the next one, 1 unless asked otherwise
-    )
+    steps: Tensor  # (B,) float, how many from the observation to the next one, usually 1
     returns: Tensor  # (B,) discounted return from this step to the episode's end
     origins: Tensor  # (B,) long, which dataset of a list the transition is from
 
