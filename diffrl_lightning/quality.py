@@ -29,7 +29,7 @@ def quality(
     real: str,
     synthetic: str,
     *,
-    num_rows: int = 50_000,
+    num_rows: int = 40_000,
     num_neighbours: int = 2_000,
     num_simulated: int = 2_000,
     seed: int = 0,
@@ -39,12 +39,13 @@ def quality(
 
     Writes ``<output>.json`` and ``<output>.png``, histograms of every dimension, and prints a table in
     Markdown: of the synthetic rows; of real rows, which is the best that can be had; of a Gaussian of
-    the real rows' mean and covariance; and of real rows with rewards and next states shuffled.
+    the real rows' mean and covariance; and of real rows with rewards and next states shuffled. All are
+    held against the rest of the real rows.
 
     Args:
         real: the real dataset.
         synthetic: the synthetic one.
-        num_rows: rows of each, drawn at random.
+        num_rows: rows of each, drawn at random; at most a fifth of the real ones.
         num_neighbours: rows whose nearest real ones are looked for.
         num_simulated: rows that are simulated, in MuJoCo's planar environments; 0 for none.
         seed: of the draws.
@@ -55,29 +56,31 @@ def quality(
     """
     data = _data(real)
     rng = np.random.default_rng(seed)
-    first, second = _halves(data, num_rows, rng)
+    rest, held_out = _split(data, num_rows, rng)
     other = _data(synthetic)
     if (other.observation_dim, other.action_dim) != (data.observation_dim, data.action_dim):
         raise InputError(f"{real!r} and {synthetic!r} have unequal dimensions: give like datasets.")
-    drawn = _take(other, rng.permutation(len(_all(other)))[:num_rows])
+    drawn = _take(other, rng.permutation(len(_all(other)))[: len(held_out["rewards"])])
     kinds = {
         "synthetic": drawn,
-        "real": second,
-        "Gaussian": _gaussian(first, rng),
-        "shuffled": _shuffled(second, rng),
+        "real": held_out,
+        "Gaussian": _gaussian(held_out, rng),
+        "shuffled": _shuffled(held_out, rng),
     }
     results: dict[str, dict[str, float]] = {}
     for name, rows in kinds.items():
         metric = SampleQuality(num_neighbours, seed)
-        metric.update(joined_rows(first), real=True)
+        metric.update(joined_rows(rest), real=True)
         metric.update(joined_rows(rows), real=False)
         results[name] = metric.compute() | {"terminal_rate": float(rows["terminations"].mean())}
         if num_simulated:
-            results[name] |= _dynamics(data, rows, first, num_simulated)
-        print(_line(name, results[name]), flush=True)
+            results[name] |= _dynamics(data, rows, rest, num_simulated)
+        if len(results) == 1:
+            print(f"| | {' | '.join(results[name])} |\n|{'---|' * (1 + len(results[name]))}")
+        print(f"| {name} | {' | '.join(f'{x:.4g}' for x in results[name].values())} |", flush=True)
     Path(output).parent.mkdir(parents=True, exist_ok=True)
     Path(f"{output}.json").write_text(json.dumps(results, indent=2) + "\n")
-    draw_marginals(first, drawn).savefig(f"{output}.png", dpi=110)
+    draw_marginals(rest, drawn).savefig(f"{output}.png", dpi=110)
     return results
 
 
@@ -98,11 +101,11 @@ def _take(data: TransitionData, rows: np.ndarray) -> Rows:
     return {name: batch[name] for name in (*PARTS, "terminations")}
 
 
-def _halves(data: TransitionData, num_rows: int, rng: np.random.Generator) -> list[Rows]:
-    """Two sets of rows that share none."""
+def _split(data: TransitionData, num_rows: int, rng: np.random.Generator) -> list[Rows]:
+    """All rows but some, and these."""
     order = rng.permutation(len(_all(data)))
-    half = min(num_rows, len(order) // 2)
-    return [_take(data, order[:half]), _take(data, order[half : 2 * half])]
+    held_out = min(num_rows, len(order) // 5)
+    return [_take(data, order[held_out:]), _take(data, order[:held_out])]
 
 
 def _gaussian(rows: Rows, rng: np.random.Generator) -> Rows:
@@ -134,10 +137,6 @@ def _dynamics(data: TransitionData, rows: Rows, real: Rows, num_rows: int) -> di
         "reward_error": float(np.median(np.abs(reward_error[known]))),
         "simulated": int(known.sum()),
     }
-
-
-def _line(name: str, result: dict[str, float]) -> str:
-    return f"| {name} | " + " | ".join(f"{k} {v:.4g}" for k, v in result.items()) + " |"
 
 
 if __name__ == "__main__":

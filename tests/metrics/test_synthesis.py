@@ -54,8 +54,12 @@ def test_copies_are_found_out():
     real = torch.randn(4000, 4, generator=g) * torch.tensor([1.0, 10.0, 0.1, 1.0])
     fresh = measured(real, torch.randn(4000, 4, generator=g) * torch.tensor([1.0, 10.0, 0.1, 1.0]))
     assert fresh["nearest"] == pytest.approx(fresh["nearest_real"], rel=0.05)
-    copied = measured(real, real + 1e-3 * torch.randn(4000, 4, generator=g))
+    assert fresh["nearest_low"] == pytest.approx(fresh["nearest_real_low"], rel=0.1)
+    copies = real + 1e-3 * torch.randn(4000, 4, generator=g)
+    copied = measured(real, copies)
     assert copied["nearest"] < 0.5 * copied["nearest_real"]
+    some = torch.cat([torch.randn(3200, 4, generator=g) * real.std(0), copies[:800]])
+    assert measured(real, some)["nearest_low"] < 0.5 * fresh["nearest_real_low"]
 
 
 @pytest.mark.parametrize("env_id", ["Hopper-v5", "HalfCheetah-v5", "Walker2d-v5"])
