@@ -4,11 +4,14 @@ from diffrl_lightning.data.base import OfflineData
 from diffrl_lightning.data.datamodule import SequenceData, TransitionData
 from diffrl_lightning.data.datasets import Transitions, Windows
 from diffrl_lightning.data.episodes import Episodes
+from diffrl_lightning.data.replay import ReplayData, TransitionBuffer
 
 __all__ = [
     "Episodes",
     "OfflineData",
+    "ReplayData",
     "SequenceData",
+    "TransitionBuffer",
     "TransitionData",
     "Transitions",
     "Windows",

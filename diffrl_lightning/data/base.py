@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from diffrl_lightning.data import sources
 from diffrl_lightning.data.episodes import Episodes, concatenate
-from diffrl_lightning.data.sampler import BatchSampler
+from diffrl_lightning.data.sampler import BatchSampler, ResumableLoader
 from diffrl_lightning.envs.make import EnvConfig, layout, layout_dims
 from diffrl_lightning.types import InputError
 
@@ -230,7 +230,7 @@ class OfflineData(pl.LightningDataModule, ABC):
         )
         # Batches come whole from the dataset; a generator of its own keeps the loader from drawing
         # a seed out of torch's global one at every epoch.
-        return _Loader(
+        return ResumableLoader(
             dataset,
             sampler=sampler,
             batch_size=None,
@@ -269,16 +269,6 @@ class OfflineData(pl.LightningDataModule, ABC):
                 f"{self._env_id!r} has {found[0]} and {found[1]}; correct env_id or dataset."
             )
         self.goal_dim = goal_dim
-
-
-class _Loader(DataLoader):
-    """A loader that Lightning knows it can resume: the sampler asks the loop for its position."""
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        pass
 
 
 def _identity(batch: Any) -> Any:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DistributedSampler
+from torch.utils.data import DataLoader, DistributedSampler
 
 
 class BatchSampler(DistributedSampler):
@@ -71,3 +72,14 @@ class BatchSampler(DistributedSampler):
             self._permutations = {k: v for k, v in self._permutations.items() if k >= number - 1}
             self._permutations[number] = permutation
         return self._permutations[number]
+
+
+class ResumableLoader(DataLoader):
+    """A loader that Lightning knows it can resume: its batches follow the loop's own count."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: the loop's count is in every checkpoint."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing to take."""

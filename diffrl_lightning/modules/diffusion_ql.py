@@ -45,6 +45,7 @@ class DiffusionQL(DiffusionModule):
         num_backup_actions: how many next actions that are.
         hidden_dim: width of the actor and of the critics.
         num_layers: hidden layers of each.
+        critic_layer_norm: normalise the critics' hidden layers, so that they overrate less.
         num_train_timesteps: T, steps of the diffusion, all of which the chain takes.
         beta_schedule: noise schedule.
         normalizer: of states; actions are scaled to their range in the data.
@@ -77,6 +78,7 @@ class DiffusionQL(DiffusionModule):
         num_backup_actions: int = 10,
         hidden_dim: int = 256,
         num_layers: int = 3,
+        critic_layer_norm: bool = False,
         num_train_timesteps: int = 5,
         beta_schedule: BetaSchedule = "vp",
         normalizer: NormalizerKind = "none",
@@ -107,7 +109,11 @@ class DiffusionQL(DiffusionModule):
             action_dim, cond_dim=observation_dim, hidden_dim=hidden_dim, num_layers=num_layers
         )
         self.critic = TwinQ(
-            observation_dim, action_dim, hidden_dim=hidden_dim, num_layers=num_layers
+            observation_dim,
+            action_dim,
+            hidden_dim=hidden_dim,
+            num_layers=num_layers,
+            layer_norm=critic_layer_norm,
         )
         self.ema = EMA(
             self.denoiser, decay=ema_decay, update_every=ema_update_every, start=ema_start

@@ -45,6 +45,7 @@ class IDQL(DiffusionModule):
         critic_hidden_dim: width of the critics.
         critic_layers: hidden layers of the critics.
         num_critics: Q is the least of so many; more of them see through samples that one overrates.
+        critic_layer_norm: normalise the critics' hidden layers, so that they overrate less.
         num_train_timesteps: T.
         beta_schedule: noise schedule.
         normalizer: of states; actions are scaled to their range in the data.
@@ -78,6 +79,7 @@ class IDQL(DiffusionModule):
         critic_hidden_dim: int = 256,
         critic_layers: int = 2,
         num_critics: int = 2,
+        critic_layer_norm: bool = False,
         num_train_timesteps: int = 5,
         beta_schedule: BetaSchedule = "vp",
         normalizer: NormalizerKind = "none",
@@ -116,6 +118,7 @@ class IDQL(DiffusionModule):
             num_layers=critic_layers,
             activation="relu",
             num_heads=num_critics,
+            layer_norm=critic_layer_norm,
         )
         self.value = mlp(observation_dim, critic_hidden_dim, 1, num_layers=critic_layers)
         self.ema = EMA(

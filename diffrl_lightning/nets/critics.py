@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.functional import layer_norm as normalized
 from torch.nn.functional import relu
 
 from diffrl_lightning.nets.activations import mish
@@ -27,6 +28,8 @@ class TwinQ(nn.Module):
         num_layers: hidden layers.
         activation: between the layers.
         num_heads: K, critics.
+        layer_norm: normalise each hidden layer before its activation, which bounds how far values can
+            grow beyond the data (Ball et al. 2023, section 4.2).
     """
 
     def __init__(
@@ -38,8 +41,10 @@ class TwinQ(nn.Module):
         num_layers: int = 2,
         activation: Activation = "mish",
         num_heads: int = 2,
+        layer_norm: bool = False,
     ) -> None:
         super().__init__()
+        self.layer_norm = layer_norm
         activations: dict[str, Callable[[Tensor], Tensor]] = {"mish": mish, "relu": relu}
         self.activation = activations[activation]
         dims = [observation_dim + action_dim, *[hidden_dim] * num_layers, 1]
@@ -57,7 +62,8 @@ class TwinQ(nn.Module):
         *inner, last = layers
         h = torch.cat([observations, actions], -1).expand(len(last[1]), -1, -1)
         for weight, bias in inner:
-            h = self.activation(torch.baddbmm(bias[:, None], h, weight))
+            h = torch.baddbmm(bias[:, None], h, weight)
+            h = self.activation(normalized(h, h.shape[-1:]) if self.layer_norm else h)
         weight, bias = last
         return torch.baddbmm(bias[:, None], h, weight)[..., 0]
 

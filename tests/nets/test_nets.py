@@ -325,9 +325,11 @@ def test_mish_and_its_two_derivatives_are_those_of_pytorch():
     assert mish(torch.ones(2, dtype=torch.bfloat16)).dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("layer_norm", [False, True])
 @pytest.mark.parametrize("activation", ["mish", "relu"])
-def test_critics_computed_together_are_those_computed_one_by_one(activation):
-    net = TwinQ(3, 2, hidden_dim=8, num_layers=2, activation=activation, num_heads=3)
+def test_critics_computed_together_are_those_computed_one_by_one(activation, layer_norm):
+    kwargs = {"activation": activation, "layer_norm": layer_norm}
+    net = TwinQ(3, 2, hidden_dim=8, num_layers=2, num_heads=3, **kwargs)
     states, actions = torch.randn(5, 3), torch.randn(5, 2)
     together = net(states, actions)
     assert together.shape == (3, 5)
@@ -336,6 +338,10 @@ def test_critics_computed_together_are_those_computed_one_by_one(activation):
         h = torch.cat([states, actions], 1)
         for layer, (weight, bias) in enumerate(zip(net.weights, net.biases, strict=True)):
             h = h @ weight[head] + bias[head]
+            if layer_norm and layer < 2:
+                h = (h - h.mean(1, keepdim=True)) / (
+                    h.var(1, correction=0, keepdim=True) + 1e-5
+                ).sqrt()
             h = h if layer == 2 else function(h)
         torch.testing.assert_close(together[head], h[:, 0])
 

@@ -1,0 +1,118 @@
+"""Online synthesis on a growing buffer."""
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from modules.role_tester import quiet_trainer
+
+from diffrl_lightning import TD3BC, DataSynthesizer, InputError
+from diffrl_lightning.callbacks import Refill
+from diffrl_lightning.data import ReplayData, TransitionBuffer
+
+TINY = {"hidden_dim": 32, "num_blocks": 1, "embed_dim": 16}
+
+
+def rows(n, mean, seed):
+    g = torch.Generator().manual_seed(seed)
+    return {
+        "observations": mean + torch.randn(n, 3, generator=g),
+        "actions": torch.rand(n, 1, generator=g) * 2 - 1,
+        "rewards": torch.randn(n, generator=g),
+        "next_observations": mean + torch.randn(n, 3, generator=g),
+        "terminations": torch.zeros(n),
+    }
+
+
+class World(pl.Callback):
+    """Transitions that come at every step, around a mean that moves at the tenth."""
+
+    def __init__(self):
+        self.means, self.sizes = [], []
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        step = trainer.global_step
+        trainer.datamodule.real.add(rows(50, 0.0 if step < 10 else 20.0, step))
+        synthetic = trainer.datamodule.synthetic
+        self.sizes.append(len(synthetic))
+        if len(synthetic):
+            self.means.append(float(synthetic[torch.arange(len(synthetic))]["observations"].mean()))
+
+
+def replay():
+    data = ReplayData(3, 1, capacity=5000, synthetic_capacity=400, batch_size=32)
+    data.real.add(rows(50, 0.0, 99))
+    return data
+
+
+def refill(**kwargs):
+    options = {"every_n_steps": 10, "num_updates": 60, "num_samples": 300, "chunk_size": 128}
+    sampling = {"num_inference_steps": 15}
+    return Refill(DataSynthesizer(3, 1, **TINY), **(options | {"sampling": sampling} | kwargs))
+
+
+def fit(tmp_path, steps, data, world, **kwargs):
+    agent = TD3BC(3, 1, hidden_dim=16)
+    trainer = quiet_trainer(tmp_path, max_steps=steps, callbacks=[world, refill()])
+    trainer.fit(agent, datamodule=data, **kwargs)
+    return trainer, agent
+
+
+def test_synthetic_transitions_follow_a_growing_buffer(tmp_path):
+    torch.manual_seed(0)
+    data, world = replay(), World()
+    fit(tmp_path, 21, data, world)
+    assert world.sizes == [0] * 10 + [300] * 11
+    first, second = world.means[0], world.means[-1]
+    assert abs(first) < 0.7  # the first 550 transitions
+    seen = 20 * 500 / 1050
+    assert second == pytest.approx(seen, abs=2)  # half of them are around 20 by then
+
+
+def test_an_interrupted_run_goes_on_as_if_it_were_not(tmp_path):
+    whole = replay()
+    torch.manual_seed(1)
+    _, unbroken = fit(tmp_path, 14, whole, World())
+    torch.manual_seed(1)
+    trainer, _ = fit(tmp_path, 12, replay(), World())
+    trainer.save_checkpoint(tmp_path / "half.ckpt")
+    resumed = replay()
+    _, agent = fit(tmp_path, 14, resumed, World(), ckpt_path=tmp_path / "half.ckpt")
+    for a, b in zip(agent.state_dict().values(), unbroken.state_dict().values(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+    for name, array in whole.synthetic.arrays.items():
+        torch.testing.assert_close(resumed.synthetic.arrays[name], array, rtol=0, atol=0)
+
+
+def test_batches_are_mixed_as_asked_and_all_real_until_there_is_enough():
+    data = ReplayData(3, 1, synthetic_share=0.25, batch_size=32, capacity=100)
+    with pytest.raises(InputError, match="no transitions yet"):
+        data.batch(0)
+    data.real.add(rows(60, 0.0, 0))
+    data.synthetic.add(rows(7, 100.0, 1))
+    assert (data.batch(0)["observations"] < 50).all()
+    data.synthetic.add(rows(1, 100.0, 2))
+    assert (data.batch(0)["observations"][:, 0] > 50).sum() == 8
+    torch.testing.assert_close(data.batch(3), data.batch(3))
+
+
+def test_a_full_buffer_drops_the_oldest():
+    buffer = TransitionBuffer(10, 3, 1)
+    for i in range(4):
+        buffer.add(rows(4, 0.0, 0) | {"rewards": torch.full((4,), float(i))})
+    assert sorted(buffer[torch.arange(10)]["rewards"].tolist()) == [1, 1, 2, 2, 2, 2, 3, 3, 3, 3]
+    buffer.add(rows(25, 0.0, 1) | {"rewards": torch.arange(25.0)})
+    assert set(buffer[torch.arange(10)]["rewards"].tolist()) == set(range(15, 25))
+    with pytest.raises(InputError, match="rewards of new transitions"):
+        buffer.add(rows(1, 0.0, 0) | {"rewards": torch.tensor([torch.nan])})
+
+
+def test_what_can_not_be_refilled_is_refused(tmp_path, pendulum_file):
+    from diffrl_lightning import TransitionData
+
+    with pytest.raises(InputError, match="without conditions"):
+        Refill(DataSynthesizer(3, 1, conditions=("return",), **TINY))
+    with pytest.raises(InputError, match="at least 1"):
+        refill(num_updates=0)
+    trainer = quiet_trainer(tmp_path, max_steps=1, callbacks=[refill()])
+    with pytest.raises(InputError, match="ReplayData"):
+        trainer.fit(TD3BC(3, 1, hidden_dim=16), datamodule=TransitionData(str(pendulum_file)))
