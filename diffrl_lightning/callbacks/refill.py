@@ -9,7 +9,6 @@ import numpy as np
 import torch
 
 from diffrl_lightning.data.replay import ReplayData
-from diffrl_lightning.modules.synthesizer import Synthesizer
 from diffrl_lightning.types import InputError
 
 
@@ -21,7 +20,7 @@ class Refill(pl.Callback):
     In one process.
 
     Args:
-        synthesizer: says of what role, and with what hyper-parameters.
+        synthesizer: a synthesizer of transitions; its role and hyper-parameters are taken.
         every_n_steps: of the agent, from one refit to the next.
         num_updates: of a refit.
         batch_size: of a refit.
@@ -37,7 +36,7 @@ class Refill(pl.Callback):
 
     def __init__(
         self,
-        synthesizer: Synthesizer,
+        synthesizer: Any,
         every_n_steps: int = 10_000,
         num_updates: int = 100_000,
         batch_size: int = 256,
