@@ -150,6 +150,9 @@ class TransitionData(OfflineData):
             what comes faster, and from whole stretches of what was done.
         discount: of a step in that sum, the model's own; and in the return to go, for roles that are
             conditioned on it.
+        start_steps: transitions within so many steps of an episode's start come ``start_repeats``
+            times in an epoch: rollouts begin there, where data are scarce.
+        start_repeats: how often they come.
         env_id: Gymnasium id of the evaluation environment, where the dataset does not name it.
         env_kwargs: keywords of ``gymnasium.make``; a ``maze_map`` here is also the map of a PointMaze
             to generate.
@@ -174,6 +177,8 @@ class TransitionData(OfflineData):
         rewards: RewardKind = "raw",
         n_steps: int = 1,
         discount: float = 0.99,
+        start_steps: int = 0,
+        start_repeats: int = 1,
         env_id: str | None = None,
         env_kwargs: dict[str, Any] | None = None,
         observation_keys: list[str] | None = None,
@@ -203,6 +208,7 @@ class TransitionData(OfflineData):
         if n_steps < 1:
             raise InputError(f"{n_steps=} must be at least 1.")
         self.rewards, self.n_steps, self.discount = rewards, n_steps, discount
+        self.start_steps, self.start_repeats = start_steps, start_repeats
 
     def make_dataset(self, episodes: Episodes, which: np.ndarray) -> Transitions:
         """Transitions of these episodes; their rewards follow the training episodes'."""
@@ -214,4 +220,6 @@ class TransitionData(OfflineData):
             reward_shift=shift,
             discount=self.discount,
             n_steps=self.n_steps,
+            start_steps=self.start_steps,
+            start_repeats=self.start_repeats,
         )

@@ -87,8 +87,7 @@ class Windows(Dataset):
         pad_before: int = 0,
         pad_after: int | None = None,
     ) -> None:
-        if start_steps < 0 or start_repeats < 1:
-            raise InputError(f"{start_steps=} must be at least 0, {start_repeats=} at least 1.")
+        _check_starts(start_steps, start_repeats)
         self.steps = torch.arange(horizon) * stride
         self.padding, self.pad_before = padding, pad_before
         usable = num_windows(
@@ -182,6 +181,11 @@ class Transitions(Dataset):
         discount: of a step, in the return to go, which is of rewards as they were, and in ``n_steps``.
         n_steps: a transition leads so many steps ahead, or to its episode's end: its reward is the
             discounted sum of theirs.
+        start_steps: transitions within so many steps of an episode's start ...
+        start_repeats: ... come so many times in an epoch.
+
+    Raises:
+        InputError: if an argument is out of range.
     """
 
     def __init__(
@@ -193,16 +197,19 @@ class Transitions(Dataset):
         reward_shift: float = 0.0,
         discount: float = 0.99,
         n_steps: int = 1,
+        start_steps: int = 0,
+        start_repeats: int = 1,
     ) -> None:
         if n_steps < 1:
             raise InputError(f"{n_steps=} must be at least 1.")
+        _check_starts(start_steps, start_repeats)
         self.reward_scale, self.reward_shift = reward_scale, reward_shift
         ended = episodes.terminations[episodes.offsets[1:] - 1]
         usable = episodes.lengths - ~(episodes.final_observed | ended)
         self.ends = torch.from_numpy(episodes.offsets[:-1] + usable)
         self.ahead = torch.arange(n_steps)
         self.weights = discount**self.ahead
-        self.starts = _Starts(episodes, usable, which)
+        self.starts = _Starts(episodes, usable, which, start_steps, start_repeats)
         self.observations = torch.from_numpy(episodes.observations)
         self.actions = torch.from_numpy(episodes.actions)
         self.rewards = torch.from_numpy(episodes.rewards)
@@ -235,6 +242,11 @@ class Transitions(Dataset):
 
     def __getitems__(self, indices: list[int]) -> TransitionBatch:
         return self[torch.as_tensor(indices)]
+
+
+def _check_starts(start_steps: int, start_repeats: int) -> None:
+    if start_steps < 0 or start_repeats < 1:
+        raise InputError(f"{start_steps=} must be at least 0, {start_repeats=} at least 1.")
 
 
 def reward_map(kind: RewardKind, episodes: Episodes, which: np.ndarray) -> tuple[float, float]:

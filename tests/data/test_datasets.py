@@ -1,5 +1,7 @@
 """Windows and transitions against a per-item reference."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -217,14 +219,17 @@ def test_more_batch_than_data():
     assert sampler.batch(0).shape == (12,)
 
 
-def test_windows_at_starts_come_more_often():
+@pytest.mark.parametrize(
+    ("make_dataset", "lost"), [(partial(Windows, horizon=2), 1), (Transitions, 0)]
+)
+def test_starts_come_more_often(make_dataset, lost):
     episodes = make((7, 2, 9))
-    windows = Windows(episodes, np.array([0, 1]), horizon=2, start_steps=3, start_repeats=4)
-    starts, which = windows.starts(torch.arange(len(windows)))
+    dataset = make_dataset(episodes, np.array([0, 1]), start_steps=3, start_repeats=4)
+    starts, which = dataset.starts(torch.arange(len(dataset)))
     begun = (starts - torch.from_numpy(episodes.offsets)[which]).tolist()
-    counts = {pair: 0 for e, n in ((0, 6), (1, 1)) for pair in ((e, s) for s in range(n))}
+    counts = {pair: 0 for e, n in ((0, 7), (1, 2)) for pair in ((e, s) for s in range(n - lost))}
     for pair in zip(which.tolist(), begun, strict=True):
         counts[pair] += 1
     assert counts == {(e, s): 4 if s < 3 else 1 for e, s in counts}
     with pytest.raises(InputError, match="at least"):
-        Windows(episodes, horizon=2, start_repeats=0)
+        make_dataset(episodes, start_repeats=0)
