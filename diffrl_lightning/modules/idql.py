@@ -52,8 +52,8 @@ class IDQL(DiffusionModule):
         discount: of a step.
         tau: share of the new weights that the target critics take at a step.
         lr: learning rate.
-        lr_schedule: keep the actor's rate, or let it fall to 0 along a cosine over the whole run; that
-            of the critics stays.
+        lr_schedule: keep the actor's rate, or let it fall to 0 along a cosine over the whole run.
+        critic_lr_schedule: the same for critics and value.
         weight_decay: decoupled weight decay of the actor.
         ema_decay: share of the actor's average that each update keeps.
         ema_update_every: optimiser steps from one update of it to the next.
@@ -87,6 +87,7 @@ class IDQL(DiffusionModule):
         tau: float = 0.005,
         lr: float = 3e-4,
         lr_schedule: Literal["constant", "cosine"] = "constant",
+        critic_lr_schedule: Literal["constant", "cosine"] = "constant",
         weight_decay: float = 1e-4,
         ema_decay: float = 0.999,
         ema_update_every: int = 1,
@@ -132,11 +133,12 @@ class IDQL(DiffusionModule):
         return [(self.ema, self.denoiser), (self.target_critic, self.critic)]
 
     def param_groups(self) -> list[dict[str, Any]]:
-        """Actor, critics and value; the actor's weights and rate alone decay."""
+        """Actor, critics and value; the actor's weights alone decay."""
+        schedule = self.hparams["critic_lr_schedule"]
         critics = ({"params": list(n.parameters())} for n in (self.critic, self.value))
         return [
             {"params": list(self.denoiser.parameters())},
-            *({**group, "weight_decay": 0.0, "lr_schedule": "constant"} for group in critics),
+            *({**group, "weight_decay": 0.0, "lr_schedule": schedule} for group in critics),
         ]
 
     def compute_loss(self, batch: TransitionBatch) -> tuple[Tensor, dict[str, Tensor]]:

@@ -137,9 +137,10 @@ def test_acting_samples_from_the_average_as_it_is_asked_to(monkeypatch):
     assert asked["net"] == 7.0
 
 
-def test_the_actor_alone_decays():
-    """Its matrices in weight; and its rate, where that follows a cosine."""
-    module = small(weight_decay=0.1, lr_schedule="cosine")
+@pytest.mark.parametrize("critics", ["constant", "cosine"])
+def test_the_actor_alone_decays(critics):
+    """Its matrices in weight; and its rate, where that alone follows a cosine."""
+    module = small(weight_decay=0.1, lr_schedule="cosine", critic_lr_schedule=critics)
     module._trainer = SimpleNamespace(estimated_stepping_batches=100)
     chosen = module.configure_optimizers()
     groups, factors = (
@@ -149,7 +150,7 @@ def test_the_actor_alone_decays():
     actors = {id(p) for p in module.denoiser.parameters()}
     for group, factor in zip(groups, factors, strict=True):
         falls = factor(100) == pytest.approx(0)
-        assert falls == (id(group["params"][0]) in actors)
+        assert falls == (id(group["params"][0]) in actors or critics == "cosine")
         assert factor(50) == pytest.approx(0.5 if falls else 1)
     decayed = {id(p) for g in groups if g["weight_decay"] for p in g["params"]}
     matrices = {id(p) for p in module.denoiser.parameters() if p.ndim > 1}
