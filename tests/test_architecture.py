@@ -98,7 +98,8 @@ def files_with(path):
     if "class_path" in yaml.safe_load(path.read_text()).get("model", {}):
         return [path]
     if path.parent.name != "overlays":
-        base = "kitchen_paper" if path.parent.name == "diffusion_policy" else "mujoco_paper"
+        base = "kitchen" if path.parent.name == "diffusion_policy" else "mujoco"
+        base += "_paper" if path.stem.endswith("_paper") else ""
         return [path.parent / f"{base}.yaml", path]
     bases = {"halfcheetah": "diffuser/mujoco.yaml"}
     return [ROOT / "configs" / bases.get(path.stem, "quickstart.yaml"), path]
@@ -113,7 +114,9 @@ def test_shipped_configurations_parse(path):
     assert config.fit.data.init_args.dataset
 
 
-@pytest.mark.parametrize("role", ["Diffuser", "DecisionDiffuser", "DiffusionPolicy"])
+@pytest.mark.parametrize(
+    "role", ["Diffuser", "DecisionDiffuser", "DiffusionPolicy", "DiffusionQL", "IDQL"]
+)
 def test_rows_of_comparisons_are_keywords_of_the_policy(role):
     name = re.sub("(?<=[a-z])(?=[A-Z])", "_", role).lower()
     role = getattr(diffrl_lightning, role)
