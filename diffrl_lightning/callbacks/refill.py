@@ -109,4 +109,4 @@ class Refill(pl.Callback):
 
 
 def _data(trainer: pl.Trainer) -> Any:
-    return trainer.datamodule  # type: ignore[attr-defined]
+    return getattr(trainer, "datamodule", None)

@@ -53,15 +53,17 @@ class TransitionBuffer:
         """Take in transitions (N, ...).
 
         Raises:
-            InputError: if they are not finite.
+            InputError: if they are not finite; then none is taken in.
         """
+        bad = [name for name in self.arrays if not bool(rows[name].isfinite().all())]
+        if bad:
+            raise InputError(
+                f"The {', '.join(bad)} of new transitions hold NaN or infinite values."
+            )
         n = len(rows["rewards"])
         places = (self.added + torch.arange(n))[-self.capacity :] % self.capacity
         for name, array in self.arrays.items():
-            values = rows[name][-self.capacity :].to(array)
-            if not bool(values.isfinite().all()):
-                raise InputError(f"The {name} of new transitions hold NaN or infinite values.")
-            array[places] = values
+            array[places] = rows[name][-self.capacity :].to(array)
         self.added += n
 
     def clear(self) -> None:
@@ -70,10 +72,21 @@ class TransitionBuffer:
 
     def state_dict(self) -> dict[str, Any]:
         """What is held, for a checkpoint."""
-        return {"added": self.added} | {k: v[: len(self)] for k, v in self.arrays.items()}
+        # Copies: of a part of a tensor, all of its memory would be written.
+        held = {name: array[: len(self)].clone() for name, array in self.arrays.items()}
+        return {"capacity": self.capacity, "added": self.added} | held
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Hold what another buffer of the same capacity held."""
+        """Hold what another buffer of the same capacity held.
+
+        Raises:
+            InputError: if it had another capacity.
+        """
+        if state["capacity"] != self.capacity:
+            raise InputError(
+                f"The checkpoint's buffer held {state['capacity']} transitions, this one holds "
+                f"{self.capacity}: give it the same capacity."
+            )
         self.added = state["added"]
         for name, array in self.arrays.items():
             array[: len(self)] = state[name]

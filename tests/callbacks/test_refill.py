@@ -5,7 +5,7 @@ import pytest
 import torch
 from modules.role_tester import quiet_trainer
 
-from diffrl_lightning import TD3BC, DataSynthesizer, InputError
+from diffrl_lightning import TD3BC, DataSynthesizer, InputError, TransitionData
 from diffrl_lightning.callbacks import Refill
 from diffrl_lightning.data import ReplayData, TransitionBuffer
 
@@ -104,11 +104,15 @@ def test_a_full_buffer_drops_the_oldest():
     assert set(buffer[torch.arange(10)]["rewards"].tolist()) == set(range(15, 25))
     with pytest.raises(InputError, match="rewards of new transitions"):
         buffer.add(rows(1, 0.0, 0) | {"rewards": torch.tensor([torch.nan])})
+    assert len(buffer) == 10
+    assert buffer.added == 41
+    state = TransitionBuffer(1000, 3, 1).state_dict()
+    assert state["observations"].untyped_storage().nbytes() == 0
+    with pytest.raises(InputError, match="same capacity"):
+        buffer.load_state_dict(state)
 
 
 def test_what_can_not_be_refilled_is_refused(tmp_path, pendulum_file):
-    from diffrl_lightning import TransitionData
-
     with pytest.raises(InputError, match="without conditions"):
         Refill(DataSynthesizer(3, 1, conditions=("return",), **TINY))
     with pytest.raises(InputError, match="at least 1"):
