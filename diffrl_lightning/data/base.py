@@ -59,6 +59,7 @@ class OfflineData(pl.LightningDataModule, ABC):
         ref_scores: tuple[float, float] | None = None,
         batch_size: int = 64,
         val_fraction: float = 0.05,
+        train_fraction: float = 1.0,
         generate_steps: int = 100_000,
         join_episodes: int = 0,
         seed: int = 0,
@@ -69,10 +70,13 @@ class OfflineData(pl.LightningDataModule, ABC):
             raise InputError(f"{batch_size=} must be at least 1.")
         if not 0 <= val_fraction < 1:
             raise InputError(f"{val_fraction=} must lie in [0, 1).")
+        if not 0 < train_fraction <= 1:
+            raise InputError(f"{train_fraction=} must lie in (0, 1].")
         if ref_scores is not None and not ref_scores[0] < ref_scores[1]:
             raise InputError(f"{ref_scores=} must be a lower and a higher return.")
         self.datasets = sources.as_list(dataset)
-        self.batch_size, self.val_fraction, self.seed = batch_size, val_fraction, seed
+        self.batch_size, self.seed = batch_size, seed
+        self.val_fraction, self.train_fraction = val_fraction, train_fraction
         self.join_episodes, self.pin_memory = join_episodes, pin_memory
         self._ref_scores = ref_scores
         self.horizon = self.stride = 1
@@ -245,11 +249,13 @@ class OfflineData(pl.LightningDataModule, ABC):
         num_val = round(len(order) * self.val_fraction)
         if self.val_fraction and not num_val:
             num_val = 1
-        everything = np.arange(len(usable))
-        if not num_val or num_val >= len(order):  # validation then watches the training data
-            return everything, everything
-        val = np.sort(order[:num_val])
-        return np.setdiff1d(everything, val), val
+        watched = not num_val or num_val >= len(order)  # validation watches the training data
+        val = np.sort(order[: 0 if watched else num_val])
+        train = np.setdiff1d(np.arange(len(usable)), val)
+        if self.train_fraction < 1:
+            kept = max(1, round(self.train_fraction * (len(order) - len(val))))
+            train = np.sort(order[len(val) :][:kept])
+        return train, train if watched else val
 
     def _check_env(self) -> None:
         """Refuse an environment whose spaces are not those of the dataset."""

@@ -50,6 +50,8 @@ class SequenceData(OfflineData):
         ref_scores: random and expert return for the normalised score, where the dataset has none.
         batch_size: samples of a batch, on each device.
         val_fraction: share of the episodes held out for validation.
+        train_fraction: share of the others to train on; less than 1 shows what becomes of a method
+            where data are scarce.
         generate_steps: steps of a dataset that is generated.
         join_episodes: join episodes that continue physically into the next up to this many steps
             (PointMaze); 0 leaves them apart.
@@ -79,6 +81,7 @@ class SequenceData(OfflineData):
         ref_scores: tuple[float, float] | None = None,
         batch_size: int = 64,
         val_fraction: float = 0.05,
+        train_fraction: float = 1.0,
         generate_steps: int = 100_000,
         join_episodes: int = 0,
         seed: int = 0,
@@ -102,6 +105,7 @@ class SequenceData(OfflineData):
             ref_scores=ref_scores,
             batch_size=batch_size,
             val_fraction=val_fraction,
+            train_fraction=train_fraction,
             generate_steps=generate_steps,
             join_episodes=join_episodes,
             seed=seed,
@@ -162,6 +166,8 @@ class TransitionData(OfflineData):
         ref_scores: random and expert return for the normalised score, where the dataset has none.
         batch_size: samples of a batch, on each device.
         val_fraction: share of the episodes held out for validation.
+        train_fraction: share of the others to train on; less than 1 shows what becomes of a method
+            where data are scarce.
         generate_steps: steps of a dataset that is generated.
         join_episodes: join episodes that continue physically into the next up to this many steps
             (PointMaze); 0 leaves them apart.
@@ -186,6 +192,7 @@ class TransitionData(OfflineData):
         ref_scores: tuple[float, float] | None = None,
         batch_size: int = 256,
         val_fraction: float = 0.05,
+        train_fraction: float = 1.0,
         generate_steps: int = 100_000,
         join_episodes: int = 0,
         seed: int = 0,
@@ -200,6 +207,7 @@ class TransitionData(OfflineData):
             ref_scores=ref_scores,
             batch_size=batch_size,
             val_fraction=val_fraction,
+            train_fraction=train_fraction,
             generate_steps=generate_steps,
             join_episodes=join_episodes,
             seed=seed,

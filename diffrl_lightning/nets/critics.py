@@ -65,7 +65,9 @@ class TwinQ(nn.Module):
             h = torch.baddbmm(bias[:, None], h, weight)
             h = self.activation(normalized(h, h.shape[-1:]) if self.layer_norm else h)
         weight, bias = last
-        return (h * weight[:, None, :, 0]).sum(-1) + bias  # a matrix product with one column is slower
+        return (h * weight[:, None, :, 0]).sum(
+            -1
+        ) + bias  # a matrix product with one column is slower
 
 
 def frozen(net: nn.Module) -> Callable[..., Tensor]:

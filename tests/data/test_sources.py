@@ -9,7 +9,7 @@ import torch
 from conftest import write_d4rl
 from minari.data_collector import EpisodeBuffer
 
-from diffrl_lightning.data import SequenceData, Transitions, minari_source, sources
+from diffrl_lightning.data import SequenceData, TransitionData, Transitions, minari_source, sources
 from diffrl_lightning.data.sources import SourceOptions
 from diffrl_lightning.types import InputError
 
@@ -123,6 +123,32 @@ def test_returns_of_the_training_episodes_alone(tmp_path):
         (e + 1) * (2 - 0.5**left) - 7 * 0.5**left * (e == 1) for e in data.train_indices.tolist()
     ]
     np.testing.assert_allclose(data.training_returns(), np.concatenate(expected), rtol=1e-6)
+
+
+def test_a_share_of_the_training_episodes(tmp_path):
+    """Ten episodes of 20 steps; what is held out does not depend on the share that is trained on."""
+    path = write_d4rl(tmp_path / "a.hdf5", length=20)
+
+    def split(**kwargs):
+        data = TransitionData(str(path), **kwargs)
+        data.setup("fit")
+        rows = data.training_rows("actions")[1]
+        assert int(rows.sum()) == 20 * len(data.train_indices)
+        assert len(data.train_data) == 19 * len(data.train_indices)  # last steps have no next state
+        return set(data.train_indices.tolist()), set(data.val_indices.tolist())
+
+    whole, held_out = split(val_fraction=0.2)
+    part, same = split(val_fraction=0.2, train_fraction=0.25)
+    assert len(part) == 2
+    assert part < whole
+    assert same == held_out
+    assert split(val_fraction=0.2, train_fraction=0.25, seed=1)[0] != part
+    few, watched = split(val_fraction=0.0, train_fraction=0.01)
+    assert few == watched
+    assert len(few) == 1
+    for wrong in (0.0, 1.5):
+        with pytest.raises(InputError, match="train_fraction"):
+            TransitionData(str(path), train_fraction=wrong)
 
 
 def write_npz(path, **arrays):
