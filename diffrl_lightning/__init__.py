@@ -3,20 +3,23 @@
 All classes that a configuration may name are here, so that YAML says ``class_path: Diffuser``.
 """
 
-from diffrl_lightning.callbacks import PlanFigure, Rollout, SampleReport, SampleWriter
-from diffrl_lightning.data import SequenceData, TransitionData
+from diffrl_lightning.callbacks import MazeMap, PlanFigure, Rollout, SampleReport, SampleWriter
+from diffrl_lightning.data import FutureData, SequenceData, TransitionData
 from diffrl_lightning.modules import (
     IDQL,
     TD3BC,
     BehaviourCloning,
     DataSynthesizer,
     DecisionDiffuser,
+    DiffusedValue,
     Diffuser,
     DiffusionModule,
     DiffusionPolicy,
     DiffusionQL,
+    RelativeReward,
     TrajectorySynthesizer,
     TrajectoryValue,
+    ValuePolicy,
 )
 from diffrl_lightning.types import InputError
 
@@ -28,12 +31,16 @@ __all__ = [
     "BehaviourCloning",
     "DataSynthesizer",
     "DecisionDiffuser",
+    "DiffusedValue",
     "Diffuser",
     "DiffusionModule",
     "DiffusionPolicy",
     "DiffusionQL",
+    "FutureData",
     "InputError",
+    "MazeMap",
     "PlanFigure",
+    "RelativeReward",
     "Rollout",
     "SampleReport",
     "SampleWriter",
@@ -41,4 +48,5 @@ __all__ = [
     "TrajectorySynthesizer",
     "TrajectoryValue",
     "TransitionData",
+    "ValuePolicy",
 ]

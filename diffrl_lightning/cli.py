@@ -133,6 +133,7 @@ def main(args: Any = None) -> None:
         ".*in eval mode at the start of training.*",  # the weight average always is
         ".*treespec, LeafSpec.*",
         ".*Your `IterableDataset` has `__len__` defined.*",  # and has its own process's part alone
+        ".*Metric `SpearmanCorrcoef` will save all.*",  # those of one validation
     ):
         warnings.filterwarnings("ignore", message=harmless)
     torch.set_float32_matmul_precision("high")

@@ -38,6 +38,17 @@ class TransitionBatch(TypedDict):
     origins: Tensor  # (B,) long, which dataset of a list the transition is from
 
 
+class FutureBatch(TransitionBatch):
+    """Single steps, each with a state from its future, in environment units."""
+
+    future_observations: Tensor  # (B, O) that of ``offsets`` steps later
+    offsets: Tensor  # (B,) float, k >= 1, geometric, and cut off where the episode ends
+    following: Tensor  # (B,) float, K, how many states with a reward follow; 0 before the end
+    ended: Tensor  # (B,) float, 1 where the episode really ends after them
+    context_observations: Tensor  # (B, M, O) steps of the same origin, what its policy does
+    context_actions: Tensor  # (B, M, A)
+
+
 class SequenceBatch(TypedDict):
     """Windows of an episode, in environment units."""
 

@@ -5,6 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+from modules.role_tester import ready, saved
+
+from diffrl_lightning import DiffusedValue, Diffuser, FutureData, SequenceData
+
 CONFIGS = Path(__file__).parent / "configs"
 CONFIG = CONFIGS / "diffuser.yaml"
 
@@ -26,3 +30,20 @@ def diffrl(*args, cwd, check=True, timeout=240):
 
 def fit_args(dataset, *more, role="diffuser"):
     return ["fit", "-c", str(CONFIGS / f"{role}.yaml"), f"--data.dataset={dataset}", *more]
+
+
+def companions(role, folder, dataset):
+    """Options that name the checkpoints that a role learns from; here models as they begin."""
+    if role == "value_policy":
+        value = DiffusedValue(3, 1, hidden_dim=16, num_blocks=1, embed_dim=16)
+        value.fit_normalizers(ready(FutureData(str(dataset))))
+        return [f"--model.value_ckpt={saved(value, folder / 'value_ckpt.ckpt')}"]
+    if role != "relative_reward":
+        return []
+    data = ready(SequenceData(str(dataset), horizon=8))
+    options = []
+    for name in ("base_ckpt", "expert_ckpt"):
+        module = Diffuser(3, 1, horizon=8, dim=16, dim_mults=(1, 2), num_train_timesteps=8)
+        module.fit_normalizers(data)
+        options.append(f"--model.{name}={saved(module, folder / f'{name}.ckpt')}")
+    return options

@@ -99,7 +99,9 @@ def files_with(path):
         return [path]
     if path.parent.name != "overlays":
         base = "kitchen" if path.parent.name == "diffusion_policy" else "mujoco"
-        base += "_paper" if path.stem.endswith("_paper") else ""
+        alone = path.parent / f"{base}_paper.yaml"
+        if path.stem.endswith("_paper") and path != alone:
+            base = alone.stem
         return [path.parent / f"{base}.yaml", path]
     bases = {"halfcheetah": "diffuser/mujoco.yaml"}
     return [ROOT / "configs" / bases.get(path.stem, "quickstart.yaml"), path]

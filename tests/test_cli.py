@@ -8,17 +8,20 @@ import numpy as np
 import pytest
 import torch
 from conftest import write_d4rl
-from helpers import CONFIG, CONFIGS, diffrl, fit_args
+from helpers import CONFIG, CONFIGS, companions, diffrl, fit_args
 
 from diffrl_lightning import (
     IDQL,
     TD3BC,
     BehaviourCloning,
     DecisionDiffuser,
+    DiffusedValue,
     DiffusionModule,
     DiffusionPolicy,
     DiffusionQL,
+    RelativeReward,
     TrajectoryValue,
+    ValuePolicy,
 )
 from diffrl_lightning.cli import main
 
@@ -90,6 +93,26 @@ def test_a_value_goes_round(value):
     assert module.value(torch.zeros(2, 8, 4), torch.tensor([-1, 7])).shape == (2,)
 
 
+@pytest.mark.parametrize("role", [DiffusedValue, RelativeReward])
+def test_judges_go_round(role, tmp_path, monkeypatch, pendulum_file):
+    """Fit, go on from the last step, and judge by the checkpoint alone."""
+    monkeypatch.chdir(tmp_path)
+    name = config_name(role)
+    args = fit_args(pendulum_file, *companions(name, tmp_path, pendulum_file), role=name)
+    main(args)
+    main([*args, "--trainer.max_steps=45", f"--ckpt_path={CHECKPOINTS / 'last.ckpt'}"])
+    for file in tmp_path.glob("*.ckpt"):
+        file.unlink()  # what it learned from is needed no more
+    module = DiffusionModule.load_from_checkpoint(CHECKPOINTS / "best.ckpt")
+    assert isinstance(module, role)
+    if role is DiffusedValue:
+        values, errors = module.values(torch.zeros(2, 3), torch.zeros(2, 1))
+        assert values.shape == errors.shape == (2,)
+        assert (errors > 0).all()
+    else:
+        assert module.value(torch.zeros(2, 8, 4), torch.tensor([-1, 7])).shape == (2,)
+
+
 @pytest.mark.parametrize("test_after_fit", [True, False])
 def test_a_value_is_not_rolled_out(
     test_after_fit, value, tmp_path, monkeypatch, capsys, pendulum_file
@@ -124,12 +147,14 @@ def test_a_value_guides_from_the_command_line(
         IDQL,
         TD3BC,
         BehaviourCloning,
+        ValuePolicy,
     ],
 )
 def test_roles_go_round(role, tmp_path, monkeypatch, pendulum_file):
     """Fit, test in the same run, test again by the checkpoint, act by the checkpoint alone."""
     monkeypatch.chdir(tmp_path)
-    args = fit_args(pendulum_file, *SHORT, role=config_name(role))
+    name = config_name(role)
+    args = fit_args(pendulum_file, *SHORT, *companions(name, tmp_path, pendulum_file), role=name)
     main([*args, "--test_after_fit=true"])
     checkpoint = tmp_path / CHECKPOINTS / "best.ckpt"
     expected = json.loads((checkpoint.parents[1] / "results.json").read_text())

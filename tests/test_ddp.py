@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 import torch
-from helpers import diffrl_command, fit_args
+from helpers import companions, diffrl_command, fit_args
 from modules.role_tester import ready, saved
 
 from diffrl_lightning import DiffusionModule, SequenceData, TrajectoryValue
@@ -67,8 +67,17 @@ ROLES = [
     "behaviour_cloning",
     "data_synthesizer",
     "trajectory_synthesizer",
+    "diffused_value",
+    "relative_reward",
+    "value_policy",
 ]
-SILENT = ("trajectory_value", "data_synthesizer", "trajectory_synthesizer")
+SILENT = (
+    "trajectory_value",
+    "data_synthesizer",
+    "trajectory_synthesizer",
+    "diffused_value",
+    "relative_reward",
+)
 
 
 @pytest.mark.parametrize("role", ROLES)
@@ -87,6 +96,7 @@ def test_two_processes(role, tmp_path, monkeypatch, pendulum_file):
         "--trainer.val_check_interval=6",
         "--data.batch_size=16",
     )
+    options += companions(role, tmp_path, pendulum_file)
     run(tmp_path, fit_args(pendulum_file, *options, *fit, role=role))
 
     first, second = read(tmp_path, "fit")

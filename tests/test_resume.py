@@ -7,11 +7,17 @@ import time
 
 import pytest
 import torch
-from helpers import diffrl, diffrl_command, fit_args
+from helpers import companions, diffrl, diffrl_command, fit_args
 
 from diffrl_lightning.cli import main
 
-SILENT = ("trajectory_value", "data_synthesizer", "trajectory_synthesizer")  # these do not act
+SILENT = (  # these do not act
+    "trajectory_value",
+    "data_synthesizer",
+    "trajectory_synthesizer",
+    "diffused_value",
+    "relative_reward",
+)
 
 
 def run_folder(folder, version=0):
@@ -72,6 +78,9 @@ def test_sigkill_and_resume_is_bit_exact(tmp_path, pendulum_file, accumulate):
         ("behaviour_cloning", 32, (13, 30)),
         ("data_synthesizer", 32, (13, 30)),
         ("trajectory_synthesizer", 32, (13, 26)),
+        ("diffused_value", 32, (13, 30)),
+        ("relative_reward", 30, (13, 26)),
+        ("value_policy", 32, (13, 30)),
     ],
 )
 def test_resume_from_every_kind_of_step(tmp_path, monkeypatch, pendulum_file, role, last, steps):
@@ -86,6 +95,7 @@ def test_resume_from_every_kind_of_step(tmp_path, monkeypatch, pendulum_file, ro
         f"--rollout.val_episodes={int(role not in SILENT)}",
         "--data.env_kwargs.max_episode_steps=60",
         f"--trainer.max_steps={last}",
+        *companions(role, tmp_path, pendulum_file),
     )
     main(fit_args(pendulum_file, *options, role=role))
     whole = torch.load(run_folder(tmp_path) / f"step{last}.ckpt", weights_only=True)["state_dict"]

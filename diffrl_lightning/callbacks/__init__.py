@@ -1,9 +1,10 @@
 """Callbacks: rollouts and pictures while a model trains."""
 
+from diffrl_lightning.callbacks.maze_map import MazeMap
 from diffrl_lightning.callbacks.plan_figure import PlanFigure
 from diffrl_lightning.callbacks.refill import Refill
 from diffrl_lightning.callbacks.rollout import Rollout
 from diffrl_lightning.callbacks.sample_report import SampleReport
 from diffrl_lightning.callbacks.sample_writer import SampleWriter
 
-__all__ = ["PlanFigure", "Refill", "Rollout", "SampleReport", "SampleWriter"]
+__all__ = ["MazeMap", "PlanFigure", "Refill", "Rollout", "SampleReport", "SampleWriter"]

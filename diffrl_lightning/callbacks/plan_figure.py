@@ -87,11 +87,20 @@ def draw_plans(maze: Maze, episodes: list[Episode]) -> Figure:
     return figure
 
 
-def _panel(axis: Axes, maze: Maze, episode: Episode) -> None:
+def draw_walls(axis: Axes, maze: Maze) -> None:
+    """The walls of a maze in grey, in the simulator's coordinates."""
     rows, columns = maze.walls.shape
     right, top = columns / 2 * maze.cell_size, rows / 2 * maze.cell_size
     extent = (-right, right, -top, top)
     axis.imshow(maze.walls, cmap="Greys", vmax=1.6, extent=extent, interpolation="nearest")
+    axis.set_xlim(-right, right)
+    axis.set_ylim(-top, top)
+    axis.set_xticks([])
+    axis.set_yticks([])
+
+
+def _panel(axis: Axes, maze: Maze, episode: Episode) -> None:
+    draw_walls(axis, maze)
     goal, start = episode.start[-2:], episode.start[:2]
     path = np.array(episode.path)[:, :2]
     axis.plot(*path.T, color="tab:blue", lw=1.2, label="path taken", zorder=2)
@@ -100,10 +109,6 @@ def _panel(axis: Axes, maze: Maze, episode: Episode) -> None:
     axis.plot(*goal, "*", color="tab:red", ms=15, mec="white", label="goal", zorder=4)
     axis.add_patch(_circle(goal))
     axis.set_title(f"return {episode.episode_return:.0f}", fontsize=10)
-    axis.set_xlim(-right, right)
-    axis.set_ylim(-top, top)
-    axis.set_xticks([])
-    axis.set_yticks([])
 
 
 def _plan(axis: Axes, xy: np.ndarray) -> None:

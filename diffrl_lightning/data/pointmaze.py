@@ -108,11 +108,12 @@ def generate(
 
     As in D4RL's and Minari's generation the agent goes on from goal to goal, so that consecutive
     episodes are physically continuous; every 5,000 steps it starts elsewhere. The reward is 1 at the
-    goal, which each observation of its episode carries as ``desired_goal``.
+    goal, which each observation of its episode carries as ``desired_goal``. A dataset of one goal is of
+    episodes from anywhere to it.
 
     Args:
         dataset: Minari id ``pointmaze/NAME``; NAME is open, umaze, medium or large, or free where
-            a ``maze_map`` is given.
+            a ``maze_map`` is given; with ``-to-ROW-COLUMN`` behind it, that cell is the only goal.
         num_steps: environment steps.
         maze_map: rows of cells, 1 a wall, 0 free, "g" the evaluation goal.
         env_id: PointMaze environment, for its time limit; default that of the maze of this name, or
@@ -131,15 +132,16 @@ def generate(
         )
     low, high = _reference_scores(config, seed)
     cells = [[0 if c == "g" else c for c in row] for row in config.kwargs["maze_map"]]
+    goal_cell = _parts(dataset)[1]
     env = gym.make(
         config.env_id,
         maze_map=cells,
         continuing_task=True,
-        reset_target=True,
+        reset_target=goal_cell is None,
         max_episode_steps=10**9,
         disable_env_checker=True,
     )
-    buffers = _collect(env, num_steps, action_noise, seed)
+    buffers = _collect(env, num_steps, action_noise, seed, goal_cell)
     minari_source.write(
         dataset,
         buffers,
@@ -153,9 +155,16 @@ def generate(
     env.close()
 
 
+def _parts(dataset: str) -> tuple[str, tuple[int, int] | None]:
+    """Its maze and its only goal: ``pointmaze/medium-to-6-1`` is of medium and of cell (6, 1)."""
+    name = re.sub(r"-v\d+$", "", dataset.removeprefix(_NAMESPACE))
+    found = re.fullmatch(r"(.+)-to-(\d+)-(\d+)", name)
+    return (found[1], (int(found[2]), int(found[3]))) if found else (name, None)
+
+
 def _evaluation_env(dataset: str, options: SourceOptions) -> EnvConfig:
     import_plugins()
-    name = re.sub(r"-v\d+$", "", dataset.removeprefix(_NAMESPACE))
+    name, goal_cell = _parts(dataset)
     maze_map = options.env_kwargs.get("maze_map")
     if maze_map is None and name not in ENV_IDS:
         raise InputError(
@@ -168,7 +177,12 @@ def _evaluation_env(dataset: str, options: SourceOptions) -> EnvConfig:
         )
     env_id = options.env_id or ENV_IDS.get(name, ENV_IDS["large"])
     maze_map = maze_map or gym.spec(ENV_IDS[name]).kwargs["maze_map"]
-    kwargs = evaluation_kwargs(maze_map, GOAL_CELLS.get(name))
+    if goal_cell is not None:
+        free = Maze(maze_map).free_cells
+        if goal_cell not in free:
+            raise InputError(f"{dataset!r} ends in a wall: choose one of the free cells, {free}.")
+        maze_map = [[0 if cell == "g" else cell for cell in row] for row in maze_map]
+    kwargs = evaluation_kwargs(maze_map, goal_cell or GOAL_CELLS.get(name))
     others = {key: value for key, value in options.env_kwargs.items() if key != "maze_map"}
     return EnvConfig(env_id, kwargs | others)
 
@@ -188,7 +202,9 @@ def _reference_scores(config: EnvConfig, seed: int) -> tuple[float, float]:
     return scores[0], scores[1]
 
 
-def _collect(env: gym.Env, num_steps: int, noise: float, seed: int) -> list[EpisodeBuffer]:
+def _collect(
+    env: gym.Env, num_steps: int, noise: float, seed: int, goal_cell: tuple[int, int] | None
+) -> list[EpisodeBuffer]:
     rng = np.random.default_rng(seed)
     maze = Maze.of(env)
     assert maze is not None
@@ -196,17 +212,29 @@ def _collect(env: gym.Env, num_steps: int, noise: float, seed: int) -> list[Epis
     bar = tqdm(total=num_steps, desc="Generating PointMaze", unit="step")
     for first in range(0, num_steps, _STREAM_STEPS):
         length = min(_STREAM_STEPS, num_steps - first)
-        buffers += _stream(env, maze, length, noise, rng, first_id=len(buffers))
+        buffers += _stream(env, maze, length, noise, rng, len(buffers), goal_cell)
         bar.update(length)
     bar.close()
     return buffers
 
 
+def _begin(env: gym.Env, rng: np.random.Generator, goal_cell: tuple[int, int] | None) -> np.ndarray:
+    """A state anywhere, with a goal anywhere or in a cell."""
+    options = None if goal_cell is None else {"goal_cell": np.array(goal_cell)}
+    return env.reset(seed=int(rng.integers(2**31)), options=options)[0]["observation"]
+
+
 def _stream(
-    env: gym.Env, maze: Maze, length: int, noise: float, rng: np.random.Generator, first_id: int
+    env: gym.Env,
+    maze: Maze,
+    length: int,
+    noise: float,
+    rng: np.random.Generator,
+    first_id: int,
+    goal_cell: tuple[int, int] | None,
 ) -> list[EpisodeBuffer]:
-    """Walk from goal to goal for ``length`` steps, cut into an episode a goal."""
-    state = env.reset(seed=int(rng.integers(2**31)))[0]["observation"]
+    """Walk from goal to goal, or again and again to one, for ``length`` steps; an episode a goal."""
+    state = _begin(env, rng, goal_cell)
     controller = WaypointController(maze, rng)
     goal = env.unwrapped.goal.copy()  # type: ignore[attr-defined]
     states, actions = [state], []
@@ -220,6 +248,8 @@ def _stream(
         actions.append(action)
         if info["success"] or step == length - 1:
             buffers.append(_buffer(first_id + len(buffers), states, actions, goal, info))
+            if goal_cell is not None:
+                state = _begin(env, rng, goal_cell)
             states, actions = [state], []
             goal = env.unwrapped.goal.copy()  # type: ignore[attr-defined]  # the next one
     return buffers

@@ -5,7 +5,7 @@ from diffrl_lightning.diffusion.draw import Sampler, check_sampling, draw
 from diffrl_lightning.diffusion.edm import EDM, heun_sample, heun_steps
 from diffrl_lightning.diffusion.gaussian import GaussianDiffusion, PredictionType
 from diffrl_lightning.diffusion.guidance import classifier_free, compose, value_guided
-from diffrl_lightning.diffusion.noise import choose, randint, randn
+from diffrl_lightning.diffusion.noise import choose, rand, randint, randn
 from diffrl_lightning.diffusion.samplers import (
     ddim_sample,
     ddpm_sample,
@@ -42,6 +42,7 @@ __all__ = [
     "inpaint",
     "linear_betas",
     "make_betas",
+    "rand",
     "randint",
     "randn",
     "value_guided",

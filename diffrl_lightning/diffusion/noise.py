@@ -25,6 +25,13 @@ def randn(shape: Sequence[int], *, generator: Generators = None, like: Tensor) -
     return torch.cat([torch.randn(*size, generator=g, device=g.device) for g in generator]).to(like)
 
 
+def rand(shape: Sequence[int], *, generator: Generators = None, like: Tensor) -> Tensor:
+    """Uniform numbers in (0, 1), in float32 at least; as :func:`randn`."""
+    like = like.to(torch.promote_types(like.dtype, torch.float32))  # a lower one has a 1 in it
+    uniform = torch.special.ndtr(randn(shape, generator=generator, like=like))
+    return uniform.clamp(1e-6, 1 - 1e-6)
+
+
 def randint(high: int, like: Tensor, generator: Generators = None) -> Tensor:
     """Uniform integers (B,) below ``high`` on the device of ``like`` (B, *S); as :func:`randn`."""
     if generator is None or isinstance(generator, torch.Generator):
@@ -46,8 +53,7 @@ def choose(scores: Tensor, temperature: float = 0.0, generator: Generators = Non
     if temperature == 0:
         return scores.argmax(1)
     # The largest of logits with Gumbel noise is a draw from their softmax.
-    normal = randn(scores.shape, generator=generator, like=scores)
-    uniform = torch.special.ndtr(normal).clamp(1e-6, 1 - 1e-6)
+    uniform = rand(scores.shape, generator=generator, like=scores)
     return (scores / temperature - (-uniform.log()).log()).argmax(1)
 
 

@@ -4,13 +4,16 @@ from diffrl_lightning.modules.base import DiffusionModule
 from diffrl_lightning.modules.behaviour_cloning import BehaviourCloning
 from diffrl_lightning.modules.data_synthesizer import DataSynthesizer, TrajectorySynthesizer
 from diffrl_lightning.modules.decision_diffuser import DecisionDiffuser
+from diffrl_lightning.modules.diffused_value import DiffusedValue
 from diffrl_lightning.modules.diffuser import Diffuser
 from diffrl_lightning.modules.diffusion_policy import DiffusionPolicy
 from diffrl_lightning.modules.diffusion_ql import DiffusionQL
 from diffrl_lightning.modules.idql import IDQL
+from diffrl_lightning.modules.relative_reward import RelativeReward
 from diffrl_lightning.modules.synthesizer import Synthesizer
 from diffrl_lightning.modules.td3_bc import TD3BC
 from diffrl_lightning.modules.trajectory_value import TrajectoryValue
+from diffrl_lightning.modules.value_policy import ValuePolicy
 
 __all__ = [
     "IDQL",
@@ -18,11 +21,14 @@ __all__ = [
     "BehaviourCloning",
     "DataSynthesizer",
     "DecisionDiffuser",
+    "DiffusedValue",
     "Diffuser",
     "DiffusionModule",
     "DiffusionPolicy",
     "DiffusionQL",
+    "RelativeReward",
     "Synthesizer",
     "TrajectorySynthesizer",
     "TrajectoryValue",
+    "ValuePolicy",
 ]

@@ -38,7 +38,7 @@ class DiffusionModule(pl.LightningModule, ABC):
     ema: EMA
     diffusion: GaussianDiffusion
     trajectory: TrajectoryNormalizer
-    learns_from: ClassVar[Literal["windows", "transitions"]] = "windows"
+    learns_from: ClassVar[Literal["windows", "transitions", "futures"]] = "windows"
     # The best checkpoint is chosen so where validation does not roll out; None takes the last one.
     chosen_by: ClassVar[str | None] = "val/loss"
     _noise_seed: int | None = None  # where all noise of a run comes from
@@ -134,7 +134,7 @@ class DiffusionModule(pl.LightningModule, ABC):
                 )
         theirs = other.state_dict()
         for key, ours in self.state_dict().items():
-            if not (key.startswith("trajectory.") and self._fitted()):
+            if not (key.startswith("trajectory.") and key in theirs and self._fitted()):
                 continue
             # Either may have been trained in a lower precision.
             low = [x.to("cpu", torch.bfloat16) for x in (ours, theirs[key])]
@@ -158,12 +158,13 @@ class DiffusionModule(pl.LightningModule, ABC):
             self.fit_normalizers(datamodule)
 
     def _check_discount(self, datamodule: Any) -> None:
-        """Rewards that were summed over several steps are to have the model's own discount."""
+        """Data that were discounted, as sums of rewards or as futures, are to be so as the model is."""
         theirs, ours = getattr(datamodule, "discount", None), self.hparams.get("discount")
-        if getattr(datamodule, "n_steps", 1) > 1 and theirs != ours:
+        discounted = getattr(datamodule, "n_steps", 1) > 1 or self.learns_from == "futures"
+        if discounted and theirs != ours:
             raise InputError(
-                f"The data sum {datamodule.n_steps} rewards at a discount of {theirs}, the model has "
-                f"{ours}: give data.discount and model.discount the same value."
+                f"The data are discounted at {theirs}, the model at {ours}: give data.discount and "
+                "model.discount the same value."
             )
 
     def _fitted(self) -> bool:
@@ -311,7 +312,11 @@ def check_data(role: type[DiffusionModule], data: type) -> None:
         InputError: naming the kind that it does.
     """
     if getattr(data, "makes", role.learns_from) != role.learns_from:
-        wanted = {"windows": "SequenceData", "transitions": "TransitionData"}[role.learns_from]
+        wanted = {
+            "windows": "SequenceData",
+            "transitions": "TransitionData",
+            "futures": "FutureData",
+        }[role.learns_from]
         raise InputError(
             f"{role.__name__} learns from {role.learns_from}, which {data.__name__} does not make: "
             f"use {wanted}."
@@ -327,7 +332,7 @@ def read_checkpoint(path: Any, map_location: Any = "cpu") -> dict[str, Any]:
     try:
         checkpoint = torch.load(path, map_location=map_location, weights_only=True)
     except FileNotFoundError:
-        raise InputError(f"There is no checkpoint {path!r}: correct ckpt_path.") from None
+        raise InputError(f"There is no checkpoint {path!r}: correct its path.") from None
     except Exception as error:  # torch raises many kinds on damaged files
         if "weights_only" in str(error) or "Unsupported" in str(error):
             raise InputError(

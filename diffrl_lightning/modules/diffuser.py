@@ -161,6 +161,14 @@ class Diffuser(DiffusionModule):
         )
         return loss.mean(), {}
 
+    def predict_noise(self, xt: Tensor, t: Tensor) -> Tensor:
+        """The noise (B, H, A + O) in normalised trajectories at steps (B,), as sampling has it."""
+        x0 = self.diffusion.to_x0(self.ema(xt, t), xt, t)
+        if self.clip is not None:
+            x0 = x0.clamp(-self.clip, self.clip)
+        signal, noise = self.diffusion.signal_noise(t, xt.ndim)
+        return (xt - signal * x0) / noise
+
     def plan(  # noqa: D417
         self,
         observations: Tensor,

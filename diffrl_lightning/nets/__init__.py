@@ -6,7 +6,7 @@ from diffrl_lightning.nets.backbones import (
     make_backbone,
     make_chunk_backbone,
 )
-from diffrl_lightning.nets.conditional import ConditionalDenoiser
+from diffrl_lightning.nets.conditional import ConditionalDenoiser, ConditionalMLP
 from diffrl_lightning.nets.critics import TwinQ, frozen
 from diffrl_lightning.nets.ema import EMA
 from diffrl_lightning.nets.embeddings import SinusoidalEmbedding
@@ -14,7 +14,7 @@ from diffrl_lightning.nets.inverse_dynamics import InverseDynamics
 from diffrl_lightning.nets.mlp import DenoisingMLP, ResidualMLP, TransitionMLP, mlp
 from diffrl_lightning.nets.temporal_unet import TemporalUnet, check_horizon
 from diffrl_lightning.nets.transformer import ActionTransformer, DiT1d
-from diffrl_lightning.nets.value import TemporalValue
+from diffrl_lightning.nets.value import TemporalValue, WindowValue
 
 __all__ = [
     "EMA",
@@ -22,6 +22,7 @@ __all__ = [
     "Backbone",
     "ChunkBackbone",
     "ConditionalDenoiser",
+    "ConditionalMLP",
     "DenoisingMLP",
     "DiT1d",
     "InverseDynamics",
@@ -31,6 +32,7 @@ __all__ = [
     "TemporalValue",
     "TransitionMLP",
     "TwinQ",
+    "WindowValue",
     "check_horizon",
     "frozen",
     "make_backbone",

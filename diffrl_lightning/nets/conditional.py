@@ -2,52 +2,124 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from diffrl_lightning.nets.activations import Mish
+from diffrl_lightning.nets.mlp import mlp
 from diffrl_lightning.types import InputError
 
 
-class ConditionalDenoiser(nn.Module):
-    """A denoiser with conditions that are dropped at random in training (Ho & Salimans 2022).
+class ConditionEmbedding(nn.Module):
+    """Conditions by name -> (B, C), the sum of what an MLP makes of each kind.
 
-    Each kind of condition is embedded by an MLP; embeddings are summed, and a condition that is
-    dropped or not given counts 0: the network sees embeddings only, and can not look past the mask.
+    In training each kind is dropped at random, and a condition that is dropped or not given counts 0.
+    A condition may be a set of vectors (B, K, width), of which the mean is taken behind the MLP.
 
     Args:
-        net: (x (B, H, D), t (B,), cond (B, C)) -> prediction (B, H, D).
         condition_dims: name and width of each kind of condition.
         embed_dim: C.
         drop_prob: chance that a sample's condition is dropped, for each kind by itself.
+        always: kinds that are never dropped.
 
     Raises:
         InputError: if that is no probability.
     """
 
     def __init__(
-        self, net: nn.Module, *, condition_dims: Mapping[str, int], embed_dim: int, drop_prob: float
+        self,
+        condition_dims: Mapping[str, int],
+        *,
+        embed_dim: int,
+        drop_prob: float,
+        always: Collection[str] = (),
     ) -> None:
         super().__init__()
         if not 0 <= drop_prob <= 1:
             raise InputError(f"The chance to drop a condition must lie in [0, 1], not {drop_prob}.")
-        self.net, self.embed_dim, self.drop_prob = net, embed_dim, drop_prob
+        self.embed_dim, self.drop_prob, self.always = embed_dim, drop_prob, frozenset(always)
         self.encoders = nn.ModuleDict(
             {name: _encoder(width, embed_dim) for name, width in condition_dims.items()}
         )
 
-    def forward(self, x: Tensor, t: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
-        """(B, H, D) at steps (B,), with conditions (B, width) by name; {} is unconditional."""
-        embedding = x.new_zeros(len(x), self.embed_dim)
+    def forward(self, conditions: Mapping[str, Tensor], like: Tensor) -> Tensor:
+        """Conditions (B, width) or (B, K, width) by name -> (B, C); B and the dtype are of ``like``."""
+        embedding = like.new_zeros(len(like), self.embed_dim)
         for name, condition in conditions.items():
             encoded = self.encoders[name](condition)
-            if self.training:
-                keep = torch.rand(len(x), 1, device=x.device) >= self.drop_prob
+            if encoded.ndim == 3:
+                encoded = encoded.mean(1)
+            if self.training and name not in self.always:
+                keep = torch.rand(len(like), 1, device=like.device) >= self.drop_prob
                 encoded = encoded * keep
             embedding = embedding + encoded
-        return self.net(x, t, embedding)
+        return embedding
+
+
+class ConditionalDenoiser(nn.Module):
+    """A denoiser with conditions that are dropped at random in training (Ho & Salimans 2022).
+
+    The network sees their embedding only, and can not look past the mask.
+
+    Args:
+        net: (x (B, *S), t (B,), cond (B, C)) -> prediction (B, *S).
+        condition_dims: name and width of each kind of condition.
+        embed_dim: C.
+        drop_prob: chance that a sample's condition is dropped, for each kind by itself.
+        always: kinds that are never dropped.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        *,
+        condition_dims: Mapping[str, int],
+        embed_dim: int,
+        drop_prob: float,
+        always: Collection[str] = (),
+    ) -> None:
+        super().__init__()
+        self.net = net
+        self.embed = ConditionEmbedding(
+            condition_dims, embed_dim=embed_dim, drop_prob=drop_prob, always=always
+        )
+
+    def forward(self, x: Tensor, t: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
+        """(B, *S) at steps (B,), with conditions by name; {} is unconditional."""
+        return self.net(x, t, self.embed(conditions, x))
+
+
+class ConditionalMLP(nn.Module):
+    """One number of some conditions, each of which may be missing.
+
+    Args:
+        condition_dims: name and width of each kind of condition.
+        embed_dim: width of their embedding.
+        hidden_dim: width of the MLP behind it.
+        drop_prob: chance that a sample's condition is dropped, for each kind by itself.
+        always: kinds that are never dropped.
+    """
+
+    def __init__(
+        self,
+        condition_dims: Mapping[str, int],
+        *,
+        embed_dim: int,
+        hidden_dim: int,
+        drop_prob: float,
+        always: Collection[str] = (),
+    ) -> None:
+        super().__init__()
+        self.embed = ConditionEmbedding(
+            condition_dims, embed_dim=embed_dim, drop_prob=drop_prob, always=always
+        )
+        self.net = mlp(embed_dim, hidden_dim, 1, activation=Mish)
+
+    def forward(self, conditions: Mapping[str, Tensor], like: Tensor) -> Tensor:
+        """Conditions by name -> (B,); B and the dtype are those of ``like``."""
+        return self.net(self.embed(conditions, like))[:, 0]
 
 
 def _encoder(width: int, dim: int) -> nn.Sequential:

@@ -65,9 +65,8 @@ class TwinQ(nn.Module):
             h = torch.baddbmm(bias[:, None], h, weight)
             h = self.activation(normalized(h, h.shape[-1:]) if self.layer_norm else h)
         weight, bias = last
-        return (h * weight[:, None, :, 0]).sum(
-            -1
-        ) + bias  # a matrix product with one column is slower
+        # A matrix product with one column is slower.
+        return (h * weight[:, None, :, 0]).sum(-1) + bias
 
 
 def frozen(net: nn.Module) -> Callable[..., Tensor]:

@@ -1,4 +1,4 @@
-"""A value of noised trajectories: the down-going half of a temporal U-Net."""
+"""Values of noised trajectories: the down-going half of a temporal U-Net, or an MLP of windows."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from diffrl_lightning.nets.activations import Mish
 from diffrl_lightning.nets.embeddings import embed_step
+from diffrl_lightning.nets.mlp import mlp
 from diffrl_lightning.nets.temporal_unet import ResidualBlock
 from diffrl_lightning.types import InputError
 
@@ -84,3 +85,54 @@ class TemporalValue(nn.Module):
                 h = block(h, embedding)
             h = downsample(h)
         return self.head(torch.cat([h.flatten(1), embedding], -1))[:, 0]
+
+
+class WindowValue(nn.Module):
+    """The mean of what an MLP makes of each window of a trajectory, at a step of the diffusion.
+
+    Windows are contiguous and do not overlap, so that a trajectory's value says where in it it lies.
+
+    Args:
+        transition_dim: D, channels of a trajectory.
+        horizon: H.
+        window: W, steps of a window, which divide H.
+        hidden_dim: width.
+        num_layers: hidden layers.
+        embed_dim: width of the step's embedding, even.
+
+    Raises:
+        InputError: if windows do not divide a trajectory.
+    """
+
+    def __init__(
+        self,
+        transition_dim: int,
+        *,
+        horizon: int,
+        window: int,
+        hidden_dim: int = 128,
+        num_layers: int = 3,
+        embed_dim: int = 32,
+    ) -> None:
+        super().__init__()
+        if window < 1 or horizon % window:
+            raise InputError(f"{window=} must divide {horizon=}: windows lie side by side.")
+        self.window = window
+        self.embed = embed_step(embed_dim)
+        self.net = mlp(
+            window * transition_dim + embed_dim,
+            hidden_dim,
+            1,
+            num_layers=num_layers,
+            activation=Mish,
+        )
+
+    def windows(self, x: Tensor, t: Tensor) -> Tensor:
+        """Trajectories (B, H, D) at steps (B,) -> values of their windows (B, H / W)."""
+        parts = x.unflatten(1, (-1, self.window)).flatten(2)
+        embedding = self.embed(t)[:, None].expand(-1, parts.shape[1], -1)
+        return self.net(torch.cat([parts, embedding], -1))[..., 0]
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        """Trajectories (B, H, D) at steps (B,) -> values (B,)."""
+        return self.windows(x, t).mean(1)

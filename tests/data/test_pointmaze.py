@@ -9,6 +9,7 @@ pytest.importorskip("gymnasium_robotics")
 
 from diffrl_lightning.data import SequenceData, pointmaze
 from diffrl_lightning.envs.make import EnvConfig
+from diffrl_lightning.envs.pointmaze import Maze
 from diffrl_lightning.types import InputError
 
 CORRIDOR = [[1, 1, 1, 1, 1, 1], [1, "g", 0, 0, 0, 1], [1, 1, 1, 1, 1, 1]]
@@ -53,6 +54,21 @@ def test_it_is_generated_once(monkeypatch):
     data("pointmaze/umaze")
     monkeypatch.setattr(pointmaze, "generate", lambda *a, **k: pytest.fail("generated again"))
     data("pointmaze/umaze-v0")
+
+
+def test_a_dataset_of_one_goal():
+    """Every episode begins anywhere and ends in the cell, which is the environment's goal too."""
+    module = data("pointmaze/umaze-to-3-1", val_fraction=0.0)
+    episodes, maze = module.episodes, Maze.of(module.make_env())
+    assert maze.maze_map[3][1] == "g"
+    assert (maze.to_cells(episodes.goals) == (3, 1)).all()
+    firsts = episodes.observations[episodes.offsets[:-1] + np.arange(len(episodes))]
+    lasts = episodes.observations[episodes.offsets[1:] + np.arange(len(episodes))]
+    assert len(np.unique(maze.to_cells(firsts[:, :2]), axis=0)) > 4
+    distance = np.linalg.norm(lasts[:, :2] - episodes.goals, axis=1)
+    assert (distance <= 0.45).sum() >= len(episodes) - 2  # streams end where they are
+    with pytest.raises(InputError, match="ends in a wall"):
+        data("pointmaze/umaze-to-0-0")
 
 
 def test_any_maze():

@@ -103,6 +103,26 @@ def test_medium_and_expert_as_a_list(tmp_path):
     assert SequenceData(str(paths[0]), horizon=4).num_origins == 1
 
 
+def test_windows_of_one_dataset_with_statistics_of_all(tmp_path):
+    """``train_on`` chooses windows; what a model takes its statistics from stays the same."""
+    names = [str(write_d4rl(tmp_path / f"{seed}.hdf5", seed=seed)) for seed in (0, 1)]
+    rows = []
+    for part in ([0], [1], None):
+        data = SequenceData(names, horizon=4, train_on=part, val_fraction=0.3)
+        data.setup("fit")
+        for dataset in (data.train_data, data.val_data):
+            origins = dataset[torch.arange(len(dataset))]["origins"].unique().tolist()
+            assert origins == (part or [0, 1])
+        values, which = data.training_rows("observations")
+        rows.append(values[which])
+    assert torch.equal(rows[0], rows[1])
+    assert torch.equal(rows[0], rows[2])
+    with pytest.raises(InputError, match="0 to 1"):
+        SequenceData(names, horizon=4, train_on=[2])
+    with pytest.raises(InputError, match="leaves no episode"):
+        SequenceData(names, horizon=4, train_on=[]).setup("fit")
+
+
 def test_returns_of_the_training_episodes_alone(tmp_path):
     """Ten episodes of 20 steps, the e-th with rewards e, so that those held out would be seen."""
     rewards = np.repeat(np.arange(1.0, 11), 20)

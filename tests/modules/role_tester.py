@@ -85,18 +85,20 @@ def saved(module, path):
     return str(path)
 
 
-def check_role(module, datamodule, tmp_path, *, acts=True, noisy=True, loss=None):
+def check_role(
+    module, datamodule, tmp_path, *, acts=True, noisy=True, loss=None, lr=3e-3, steps=60
+):
     """Fit, save, reload, act: the same for every role.
 
     ``noisy``: whether its policy draws; ``loss``: the part of the logged losses that is to fall where
-    their sum has moving targets.
+    their sum has moving targets; ``lr`` and ``steps``: of its descent.
     """
     trainer = quiet_trainer(tmp_path, max_steps=2, limit_val_batches=1)
     begun = averages(module)
     trainer.fit(module, datamodule=datamodule)
     assert all(not torch.equal(*pair) for pair in zip(begun, averages(module), strict=True))
     batch = next(iter(datamodule.train_dataloader()))
-    loss_falls_on_one_batch(module, batch, loss)
+    loss_falls_on_one_batch(module, batch, loss, lr, steps)
     every_parameter_gets_a_gradient(module, batch)
     path = tmp_path / "role.ckpt"
     trainer.save_checkpoint(path)
@@ -112,8 +114,8 @@ def averages(module):
     return [torch.cat([p.flatten() for p in net.parameters()]) for net in nets]
 
 
-def loss_falls_on_one_batch(module, batch, part=None, steps=60):
-    optimizer = torch.optim.Adam([p for p in module.parameters() if p.requires_grad], lr=3e-3)
+def loss_falls_on_one_batch(module, batch, part, lr, steps):
+    optimizer = torch.optim.Adam([p for p in module.parameters() if p.requires_grad], lr=lr)
     losses = []
     for _ in range(steps):
         torch.manual_seed(0)
@@ -133,7 +135,7 @@ def every_parameter_gets_a_gradient(module, batch):
         for name, p in module.named_parameters()
         if p.requires_grad and (p.grad is None or not p.grad.abs().sum() > 0)
     ]
-    assert not missing
+    assert not missing, missing
 
 
 def checkpoint_reloads_bit_equal(module, path):

@@ -358,3 +358,13 @@ def test_a_compiled_policy_makes_the_same_plans():
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
     torch.testing.assert_close(compiled.observations, eager.observations, atol=1e-4, rtol=0)
     torch.testing.assert_close(compiled.actions, eager.actions, atol=1e-4, rtol=0)
+
+
+def test_noise_as_sampling_has_it():
+    """With the bounded clean trajectory it makes up the noised one."""
+    module = Diffuser(3, 1, horizon=8, dim=16, dim_mults=(1, 2), num_train_timesteps=8)
+    xt, t = 2 * torch.randn(8, 8, 4), torch.arange(8)
+    with torch.no_grad():
+        noise = module.predict_noise(xt, t)
+        clean = module.ema(xt, t).clamp(-1, 1)  # its prediction, x0
+    torch.testing.assert_close(module.diffusion.add_noise(clean, noise, t), xt)

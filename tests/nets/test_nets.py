@@ -216,7 +216,7 @@ def test_a_condition_that_is_always_dropped_is_exactly_none():
     assert torch.equal(dropped, unet(x, t, torch.zeros(4, 8)))
     net.eval()
     kept = net(x, t, given)
-    embedding = net.encoders["a"](given["a"]) + net.encoders["b"](given["b"])
+    embedding = net.embed.encoders["a"](given["a"]) + net.embed.encoders["b"](given["b"])
     torch.testing.assert_close(kept, unet(x, t, embedding))
     assert (kept - dropped).abs().max() > 1e-4
 
@@ -231,7 +231,7 @@ def test_a_dropped_condition_leaves_no_trace():
     assert dropped.float().mean().item() == pytest.approx(0.25, abs=0.04)  # 4 standard errors
     assert (gradient[dropped] == 0).all()
     assert (gradient[~dropped].abs().sum(1) > 0).all()
-    torch.testing.assert_close(out[~dropped][:, 0], net.encoders["a"](a[~dropped]))
+    torch.testing.assert_close(out[~dropped][:, 0], net.embed.encoders["a"](a[~dropped]))
 
 
 def test_conditions_are_dropped_one_by_one():

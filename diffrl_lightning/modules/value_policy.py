@@ -1,0 +1,144 @@
+"""A policy drawn from a diffused value (Mazoure et al. 2023)."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from diffrl_lightning.modules.base import DiffusionModule
+from diffrl_lightning.nets import EMA, mlp
+from diffrl_lightning.normalizers import NormalizerKind, TrajectoryNormalizer
+from diffrl_lightning.policies import ChunkedPolicy
+from diffrl_lightning.types import Generators, InputError, TransitionBatch
+
+
+class ValuePolicy(DiffusionModule):
+    """An MLP from a state to an action that clones the data, the more so the better they are.
+
+    The value is a ``DiffusedValue``, frozen, of the same environment; it is needed for training alone::
+
+        extraction regression   exp(A(s, a) / (temperature * std A)) |pi(s) - a|^2
+        extraction ascent       |pi(s) - a|^2 - q_weight * r(s_k, pi(s_k)) / mean |r|
+
+    The first is advantage-weighted regression (Peng et al. 2019), with A = Q - V of futures out of the
+    same noise. The second is the paper's: it climbs the reward at states of the future, which are
+    drawn and then held fixed, as if what is done now did not change them.
+
+    Args:
+        observation_dim: O, taken from the data.
+        action_dim: A, taken from the data.
+        goal_dim: taken from the data; must be 0.
+        value_ckpt: checkpoint of the DiffusedValue.
+        extraction: ``regression`` or ``ascent``.
+        temperature: of the advantages, in their standard deviations in the batch.
+        max_weight: of a step in the regression, where 1 is that of a step of no advantage.
+        q_weight: weight of the reward in the ascent.
+        num_samples: futures of each state in training.
+        num_inference_steps: network evaluations of a future in training.
+        hidden_dim: width of the network.
+        num_layers: hidden layers.
+        normalizer: of states; actions are scaled to their range in the data.
+        lr: learning rate.
+        lr_schedule: keep the rate, or let it fall to 0 along a cosine over the whole run.
+        weight_decay: decoupled weight decay.
+        ema_decay: share of the weight average that each update keeps.
+        compile: compile the network for training.
+
+    Raises:
+        InputError: if there are goals, or an argument is unknown or out of range.
+    """
+
+    learns_from = "transitions"
+
+    def __init__(
+        self,
+        observation_dim: int,
+        action_dim: int,
+        goal_dim: int = 0,
+        value_ckpt: str | None = None,
+        extraction: Literal["regression", "ascent"] = "regression",
+        temperature: float = 1.0,
+        max_weight: float = 20.0,
+        q_weight: float = 1.0,
+        num_samples: int = 4,
+        num_inference_steps: int = 5,
+        hidden_dim: int = 256,
+        num_layers: int = 2,
+        normalizer: NormalizerKind = "gaussian",
+        lr: float = 3e-4,
+        lr_schedule: Literal["constant", "cosine"] = "cosine",
+        weight_decay: float = 0.0,
+        ema_decay: float = 0.995,
+        compile: bool = False,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.refuse_goals(goal_dim)
+        if extraction not in ("regression", "ascent"):
+            raise InputError(f"{extraction=} is unknown: choose regression or ascent.")
+        if temperature <= 0 or max_weight < 1 or num_samples < 1:
+            raise InputError(
+                f"{temperature=} must be above 0, {max_weight=} and {num_samples=} at least 1."
+            )
+        self.actor = mlp(observation_dim, hidden_dim, action_dim, num_layers=num_layers)
+        self.ema = EMA(self.actor, decay=ema_decay)
+        self.trajectory = TrajectoryNormalizer(normalizer, observation_dim, action_dim, "limits")
+        self.value: list[Any] = []  # in a list, so that it stays out of checkpoints
+
+    def averaged(self) -> list[tuple[EMA, nn.Module]]:
+        """The average follows the actor."""
+        return [(self.ema, self.actor)]
+
+    def setup(self, stage: str) -> None:
+        """Load the value.
+
+        Raises:
+            InputError: if it is missing, or does not fit.
+        """
+        super().setup(stage)
+        if stage != "fit":
+            return
+        path = self.hparams["value_ckpt"]
+        if path is None:
+            raise InputError("ValuePolicy needs model.value_ckpt, a DiffusedValue's checkpoint.")
+        same = ("observation_dim", "action_dim")
+        self.value = [self.load_companion(path, "advantages", same=same)]
+
+    def on_fit_start(self) -> None:
+        """Put the value where the module is by now."""
+        super().on_fit_start()
+        self.value[0].to(self.device)
+
+    def compute_loss(self, batch: TransitionBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Weighted squared error of the actions, and less the reward in the ascent."""
+        options = self.hparams
+        sampling = {name: options[name] for name in ("num_samples", "num_inference_steps")}
+        states, data = batch["observations"], self.trajectory
+        error = self._actions(states) - data.actions.normalize(batch["actions"])
+        error = error.square().mean(-1)
+        if options["extraction"] == "regression":
+            advantages = self.value[0].advantages(states, batch["actions"], **sampling)
+            scaled = advantages / (options["temperature"] * advantages.std() + 1e-8)
+            weights = scaled.exp().clamp(max=options["max_weight"])
+            info = {"cloning_error": error.detach().mean(), "advantage_std": advantages.std()}
+            return (weights * error).mean() / weights.mean(), info
+        futures = self.value[0].sample_futures(states, **sampling).flatten(0, 1)
+        actions = data.actions.unnormalize(self._actions(futures))
+        rewards = self.value[0].rewards_of(futures, actions)
+        info = {"cloning_error": error.detach().mean(), "reward": rewards.detach().mean()}
+        gain = rewards.mean() / rewards.detach().abs().mean()
+        return error.mean() - options["q_weight"] * gain, info
+
+    def _actions(self, states: Tensor) -> Tensor:
+        """The actor's normalised actions (B, A) in states (B, O) of the environment's units."""
+        return self.actor(self.trajectory.observations.normalize(states)).tanh()
+
+    def decide(self, states: Tensor, *, generator: Generators = None) -> Tensor:
+        """States (N, O) -> chunks of one action (N, 1, A), in environment units."""
+        chosen = self.ema(self.trajectory.observations.normalize(states)).tanh()
+        return self.trajectory.actions.unnormalize(chosen)[:, None]
+
+    def make_policy(self) -> ChunkedPolicy:
+        """A policy that acts in N environments as one batch."""
+        return self.chunked_policy(self.decide)

@@ -1,0 +1,229 @@
+"""DiffusedValue: values of systems that can be solved, what it is told, and what every role must do."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import write_d4rl
+from scipy.stats import spearmanr
+
+from diffrl_lightning import DiffusedValue, FutureData, InputError
+from diffrl_lightning.data import Episodes, Futures
+from modules.role_tester import check_role, quiet_trainer
+
+SMALL = {"hidden_dim": 32, "num_blocks": 1, "embed_dim": 16, "num_train_timesteps": 8}
+
+
+def small(**kwargs):
+    return DiffusedValue(**({"observation_dim": 3, "action_dim": 1} | SMALL | kwargs))
+
+
+def futures(observations, actions, rewards, *, ends=False, origins=(), **kwargs):
+    """Of arrays (E, T + 1, O), (E, T, A) and (E, T); episodes really end, or are cut off."""
+    count, length = rewards.shape
+    last = np.tile(np.arange(length) == length - 1, count)
+    episodes = Episodes(
+        observations.reshape(-1, observations.shape[-1]).astype(np.float32),
+        actions.reshape(-1, actions.shape[-1]).astype(np.float32),
+        rewards.reshape(-1).astype(np.float32),
+        last & ends,
+        last & ~np.array(ends),
+        np.arange(count + 1) * length,
+        np.ones(count, bool),
+        origins=np.array(origins, np.int64),
+    )
+    return Futures(episodes, **kwargs)
+
+
+def train(module, data, *, steps, batch_size=512, lr=2e-3):
+    """Without a trainer, which would take longer than the steps."""
+    torch.manual_seed(0)
+    module.rewards.fit(data.rewards[:, None])
+    optimizer = torch.optim.Adam([p for p in module.parameters() if p.requires_grad], lr=lr)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    module.train()
+    for step in range(steps):
+        loss, _ = module.compute_loss(data[torch.randint(len(data), (batch_size,))])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        for ema, net in module.averaged():
+            ema.update(net, step + 1)
+    return module.eval()
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    """Episodes of Pendulum-v1's dimensions, of which every other one really ends."""
+    last = np.arange(1000) % 100 == 99
+    ends = last & (np.arange(1000) % 200 > 100)
+    path = tmp_path_factory.mktemp("data") / "ends.hdf5"
+    return str(write_d4rl(path, terminals=ends, timeouts=last & ~ends))
+
+
+@pytest.mark.parametrize("policy", ["none", "set"])
+@pytest.mark.parametrize("offset", [False, True])
+def test_role(tmp_path, file, policy, offset):
+    data = FutureData(file, batch_size=32, context_size=4 if policy == "set" else 0)
+    module = small(policy_condition=policy, offset_condition=offset)
+    check_role(module, data, tmp_path, acts=False)
+    with pytest.raises(InputError, match="does not act"):
+        module.make_policy()
+
+
+def test_validation_logs_how_states_are_ordered(tmp_path, file):
+    module, data = small(val_samples=2), FutureData(file)
+    module._evaluate = lambda told, discount, **_: (told["state"][:, 0], None)
+    trainer = quiet_trainer(tmp_path, limit_val_batches=1)
+    trainer.validate(module, datamodule=data, verbose=False)
+    batch = next(iter(data.val_dataloader()))
+    expected = spearmanr(batch["observations"][:, 0], batch["returns"]).statistic
+    assert trainer.callback_metrics["val/rank_correlation"].item() == pytest.approx(
+        expected, abs=1e-4
+    )
+
+
+@pytest.mark.parametrize(("ends", "offset"), [(True, False), (True, True), (False, False)])
+def test_rewards_end_with_the_episode_and_not_with_a_time_out(ends, offset):
+    """A reward of 1 in each of five steps, and then none, or no one looked."""
+    length, discount = 5, 0.8
+    time = np.tile(np.linspace(-1, 1, length + 1)[None, :, None], (100, 1, 1))
+    rewards = np.ones((100, length))
+    data = futures(time, 0 * rewards[..., None], rewards, ends=ends, discount=discount)
+    module = small(observation_dim=1, discount=discount, offset_condition=offset)
+    train(module, data, steps=800, batch_size=256, lr=5e-3)
+    states = torch.from_numpy(time[0, :-1]).float()
+    left = length - torch.arange(length)
+    expected = (1 - discount**left * ends) / (1 - discount)
+    found, _ = module.values(states, num_samples=500, num_inference_steps=2)
+    torch.testing.assert_close(found, expected.float(), rtol=0.02, atol=0.02)
+
+
+TRANSITIONS = np.array(  # action, state, next state
+    [
+        [[0.7, 0.2, 0.1], [0.1, 0.6, 0.3], [0.3, 0.3, 0.4]],
+        [[0.2, 0.5, 0.3], [0.6, 0.1, 0.3], [0.1, 0.1, 0.8]],
+    ]
+)
+REWARDS = np.array([[0.0, 1.0, 3.0], [0.5, 0.0, 2.0]])  # action, state
+
+
+def chain(count=200, length=1000):
+    """Three states, two actions at random, all chains side by side."""
+    rng = np.random.default_rng(0)
+    states = np.zeros((count, length + 1), int)
+    states[:, 0] = rng.integers(3, size=count)
+    actions = rng.integers(2, size=(count, length))
+    for t in range(length):
+        edges = TRANSITIONS[actions[:, t], states[:, t]].cumsum(1)
+        states[:, t + 1] = (rng.random((count, 1)) > edges).sum(1)
+    return np.eye(3)[states], 2.0 * actions[..., None] - 1, REWARDS[actions, states[:, :-1]]
+
+
+def test_values_of_a_chain_are_those_of_the_linear_solve():
+    """V and Q of one model, at the discount that it was trained with and at another."""
+    data = futures(*chain(), discount=0.95)
+    size = {"hidden_dim": 32, "num_blocks": 2, "embed_dim": 32, "num_train_timesteps": 50}
+    module = small(discount=0.95, offset_condition=True, **size)
+    train(module, data, steps=4000, lr=5e-3)
+    states = torch.eye(3)
+    for discount in (0.95, 0.9):
+        mean = TRANSITIONS.mean(0)
+        v = np.linalg.solve(np.eye(3) - discount * mean, REWARDS.mean(0))
+        q = REWARDS + discount * TRANSITIONS @ v
+        sampling = {"discount": discount, "num_samples": 20_000, "num_inference_steps": 50}
+        for expected, action in ((v, None), (q[0], -1.0), (q[1], 1.0)):
+            actions = None if action is None else torch.full((3, 1), action)
+            found, error = module.values(states, actions, **sampling)
+            assert (error < 0.008 * found).all()
+            np.testing.assert_allclose(found, expected, rtol=0.02)
+
+
+def test_values_of_a_linear_system_are_those_of_its_moments():
+    """s' = 0.9 s + 0.3 a + 0.3 e of Gaussian a and e, a reward of 1 + s + s^2 / 2."""
+    rng, discount = np.random.default_rng(0), 0.9
+    states, actions = np.zeros((200, 1001, 1)), rng.normal(size=(200, 1000, 1))
+    states[:, 0] = rng.normal(size=(200, 1))
+    for t in range(1000):
+        noise = rng.normal(size=(200, 1))
+        states[:, t + 1] = 0.9 * states[:, t] + 0.3 * actions[:, t] + 0.3 * noise
+    rewards = (1 + states + states**2 / 2)[:, :-1, 0]
+    data = futures(states, actions, rewards, discount=discount)
+    size = {"hidden_dim": 32, "num_blocks": 2, "embed_dim": 32, "num_train_timesteps": 50}
+    module = small(observation_dim=1, discount=discount, **size)
+    module.trajectory.observations.fit(data.observations)
+    train(module, data, steps=2500, lr=5e-3)
+
+    def value(s, variance=0.0):
+        """Of a Gaussian state: sums of its mean and of its second moment over time."""
+        first, second = 1 / (1 - discount * 0.9), 1 / (1 - discount * 0.81)
+        added = discount / (1 - discount) * 0.18 * second  # 0.3^2 + 0.3^2 in each step
+        return 1 / (1 - discount) + first * s + ((s**2 + variance) * second + added) / 2
+
+    s = torch.tensor([-1.0, 0.0, 1.0])
+    a = torch.tensor([1.0, -1.0, 0.0])
+    q = 1 + s + s**2 / 2 + discount * value(0.9 * s + 0.3 * a, 0.09)
+    sampling = {"num_samples": 20_000, "num_inference_steps": 50}
+    for expected, actions in ((value(s), None), (q, a[:, None])):
+        found, error = module.values(s[:, None], actions, **sampling)
+        assert (error < 0.008 * found).all()
+        torch.testing.assert_close(found, expected, rtol=0.02, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "match"),
+    [
+        ({"goal_dim": 2}, "goals"),
+        ({"discount": 1.0}, "discount=1.0"),
+        ({"cond_drop_prob": 0.0}, "cond_drop_prob=0.0"),
+        ({"policy_condition": "x"}, "policy_condition"),
+        ({"policy_condition": "place"}, "a list"),
+    ],
+)
+def test_refuses(wrong, match):
+    with pytest.raises(InputError, match=match):
+        small(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("model", "kwargs", "match"),
+    [
+        ({}, {"discount": 0.9}, "offset_condition=true"),
+        ({"offset_condition": True}, {"discount": 1.0}, "discount=1.0"),
+        ({}, {"num_inference_steps": 0}, "num_inference_steps=0"),
+        ({}, {"num_samples": 0}, "num_samples=0"),
+        ({}, {"policy": 0.5}, "policy_condition=none"),
+        ({"policy_condition": "set"}, {"policy": 0.5}, "states and actions of steps"),
+    ],
+)
+def test_values_refuse(model, kwargs, match):
+    with pytest.raises(InputError, match=match):
+        small(**model).values(torch.zeros(2, 3), **kwargs)
+
+
+def test_data_of_another_discount_or_without_sets_are_refused(tmp_path, file):
+    for module, match in (
+        (small(discount=0.9), "data.discount and model.discount"),
+        (small(policy_condition="set"), "context_size"),
+    ):
+        with pytest.raises(InputError, match=match):
+            quiet_trainer(tmp_path, max_steps=1).fit(module, datamodule=FutureData(file))
+
+
+def test_a_policy_is_told_apart_by_its_place_and_by_its_steps():
+    """Two policies whose rewards, and so values, are 1 and 2."""
+    rewards = np.repeat([[1.0], [2.0]], 20, 0).repeat(50, 1)
+    observations = np.random.default_rng(0).normal(size=(40, 51, 3))
+    both = np.sign(rewards - 1.5)[..., None]  # what they do
+    for policy in ("place", "set"):
+        data = futures(
+            observations, both, rewards, discount=0.9, context_size=4 * (policy == "set"),
+            origins=np.repeat([0, 1], 20),
+        )  # fmt: skip
+        module = small(discount=0.9, policy_condition=policy, num_origins=2)
+        train(module, data, steps=500, batch_size=256, lr=5e-3)
+        for i, reward in enumerate((1.0, 2.0)):
+            steps = (torch.randn(8, 3), torch.full((8, 1), 2.0 * i - 1))
+            told = float(i) if policy == "place" else steps
+            found, _ = module.values(torch.zeros(1, 3), policy=told, num_samples=50)
+            assert found.item() == pytest.approx(10 * reward, rel=0.1), policy
