@@ -175,7 +175,8 @@ def roll_out(
         The episodes and their statistics.
     """
     envs = source.make_vector_env(max(1, min(num_envs, len(seeds))), asynchronous)
-    bar = tqdm(desc="Rollout", unit="step", leave=False, disable=None if show_progress else True)
+    silent = None if show_progress else True  # None: where no one looks
+    bar = tqdm(desc="Rollout", unit="step", leave=False, disable=silent)
     evaluation = evaluate(policy, envs, seeds, keep_paths=keep_episodes, progress=bar.update)
     bar.close()
     envs.close()

@@ -43,7 +43,8 @@ def simulate(
     qpos = np.concatenate([np.zeros((len(observations), 1)), observations[:, : positions - 1]], 1)
     qvel = observations[:, positions - 1 :].astype(np.float64)
     following, rewards = np.empty_like(observations), np.empty(len(observations), np.float32)
-    rows = tqdm(range(len(observations)), desc="Simulating", leave=False, disable=None if show_progress else True)
+    silent = None if show_progress else True  # None: where no one looks
+    rows = tqdm(range(len(observations)), desc="Simulating", leave=False, disable=silent)
     for i in rows:
         base.set_state(qpos[i], qvel[i])
         following[i], rewards[i], *_ = base.step(actions[i])
