@@ -1,9 +1,10 @@
 """Datasets of offline reinforcement learning as LightningDataModules."""
 
 from diffrl_lightning.data.base import OfflineData
-from diffrl_lightning.data.datamodule import FutureData, SequenceData, TransitionData
-from diffrl_lightning.data.datasets import Futures, Transitions, Windows
+from diffrl_lightning.data.datamodule import SequenceData, TransitionData
+from diffrl_lightning.data.datasets import Transitions, Windows
 from diffrl_lightning.data.episodes import Episodes
+from diffrl_lightning.data.futures import FutureData, Futures
 from diffrl_lightning.data.replay import ReplayData, TransitionBuffer
 
 __all__ = [

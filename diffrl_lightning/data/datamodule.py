@@ -9,12 +9,10 @@ import numpy as np
 
 from diffrl_lightning.data.base import OfflineData
 from diffrl_lightning.data.datasets import (
-    Futures,
     Padding,
     RewardKind,
     Transitions,
     Windows,
-    check_futures,
     num_windows,
     reward_map,
 )
@@ -247,83 +245,4 @@ class TransitionData(OfflineData):
             n_steps=self.n_steps,
             start_steps=self.start_steps,
             start_repeats=self.start_repeats,
-        )
-
-
-class FutureData(OfflineData):
-    """Single transitions, each with a state from its discounted future, for diffused values.
-
-    Args:
-        dataset: what to train on: a Minari id, a D4RL file (.hdf5), an OGBench file (.npz), a PointMaze
-            to generate (``pointmaze/umaze``), or a list of these, one for each policy.
-        discount: the future is k steps away with probability (1 - discount) discount^(k - 1); the
-            model's own.
-        num_draws: futures of each transition, spread evenly over that distribution.
-        context_size: steps of the same dataset of the list that come with each transition, for models
-            that know a policy by what it does.
-        env_id: Gymnasium id of the evaluation environment, where the dataset does not name it.
-        env_kwargs: keywords of ``gymnasium.make``; a ``maze_map`` here is also the map of a PointMaze
-            to generate.
-        observation_keys: entries of a dictionary observation that make the state, in this order.
-        goal_key: entry of a dictionary observation that is the goal; default ``desired_goal`` where
-            there is one, "none" for no goal.
-        ref_scores: random and expert return for the normalised score, where the dataset has none.
-        batch_size: samples of a batch, on each device.
-        val_fraction: share of the episodes held out for validation.
-        train_fraction: share of the others to train on; less than 1 shows what becomes of a method
-            where data are scarce.
-        generate_steps: steps of a dataset that is generated.
-        join_episodes: join episodes that continue physically into the next up to this many steps
-            (PointMaze); 0 leaves them apart.
-        seed: of the split and of the batches.
-        pin_memory: copy batches to page-locked memory, for CUDA.
-    """
-
-    makes = "futures"
-
-    def __init__(
-        self,
-        dataset: str | list[str],
-        discount: float = 0.99,
-        num_draws: int = 16,
-        context_size: int = 0,
-        env_id: str | None = None,
-        env_kwargs: dict[str, Any] | None = None,
-        observation_keys: list[str] | None = None,
-        goal_key: str | None = None,
-        ref_scores: tuple[float, float] | None = None,
-        batch_size: int = 256,
-        val_fraction: float = 0.05,
-        train_fraction: float = 1.0,
-        generate_steps: int = 100_000,
-        join_episodes: int = 0,
-        seed: int = 0,
-        pin_memory: bool = False,
-    ) -> None:
-        check_futures(discount, num_draws, context_size)
-        super().__init__(
-            dataset,
-            env_id=env_id,
-            env_kwargs=env_kwargs,
-            observation_keys=observation_keys,
-            goal_key=goal_key,
-            ref_scores=ref_scores,
-            batch_size=batch_size,
-            val_fraction=val_fraction,
-            train_fraction=train_fraction,
-            generate_steps=generate_steps,
-            join_episodes=join_episodes,
-            seed=seed,
-            pin_memory=pin_memory,
-        )
-        self.discount, self.num_draws, self.context_size = discount, num_draws, context_size
-
-    def make_dataset(self, episodes: Episodes, which: np.ndarray) -> Futures:
-        """Transitions of these episodes with their futures."""
-        return Futures(
-            episodes,
-            which,
-            discount=self.discount,
-            num_draws=self.num_draws,
-            context_size=self.context_size,
         )

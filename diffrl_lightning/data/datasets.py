@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
 import numpy as np
@@ -11,11 +10,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from diffrl_lightning.data.episodes import Episodes
-from diffrl_lightning.types import FutureBatch, InputError, SequenceBatch, TransitionBatch
+from diffrl_lightning.types import InputError, SequenceBatch, TransitionBatch
 
 Padding = Literal["none", "edge", "zero"]
 RewardKind = Literal["raw", "standard", "return_range", "minus_one", "antmaze"]
-_GOLDEN = (math.sqrt(5) - 1) / 2  # multiples of it fill the unit interval evenly
 
 
 class _Starts:
@@ -244,97 +242,6 @@ class Transitions(Dataset):
 
     def __getitems__(self, indices: list[int]) -> TransitionBatch:
         return self[torch.as_tensor(indices)]
-
-
-class Futures(Transitions):
-    """Single steps, each with a state from its future, as a :class:`FutureBatch`.
-
-    The state is k steps later, k >= 1 geometric with success 1 - discount and cut off where the episode
-    ends: with the probability that it lies there, ``1 - discount ** K``, is left to the model. Of an
-    episode that was cut off by a time-out the last state is a future one too, if it was recorded; of
-    one that really ended it is not, as no reward follows it.
-
-    Every step has ``num_draws`` futures, one in each of as many equal parts of the distribution.
-
-    Args:
-        episodes: the data.
-        which: indices of the episodes to draw from; default all.
-        discount: of a step, below 1.
-        num_draws: futures of each step.
-        context_size: M, steps of the same origin that come with each.
-
-    Raises:
-        InputError: if an argument is out of range.
-    """
-
-    def __init__(
-        self,
-        episodes: Episodes,
-        which: np.ndarray | None = None,
-        *,
-        discount: float = 0.99,
-        num_draws: int = 16,
-        context_size: int = 0,
-    ) -> None:
-        check_futures(discount, num_draws, context_size)
-        which = np.arange(len(episodes)) if which is None else np.sort(which)  # by origin
-        super().__init__(episodes, which, discount=discount)
-        self.returns = torch.from_numpy(episodes.returns_to_go(discount, continue_timeouts=True))
-        self.num_draws, self.log_discount = num_draws, math.log(discount)
-        really = episodes.terminations[episodes.offsets[1:] - 1]
-        # Row of the last step whose next observation is a future one.
-        self.ended = torch.from_numpy(really).float()
-        last = episodes.offsets[1:] - 1 - (really | ~episodes.final_observed)
-        self.last = torch.from_numpy(last)
-        self.phase = torch.rand(len(self.starts), generator=torch.Generator().manual_seed(0))
-        of_origin = torch.from_numpy(episodes.origins)[
-            self.starts(torch.arange(len(self.starts)))[1]
-        ]
-        self.origin_ends = of_origin.bincount().cumsum(0)
-        self.places = torch.arange(context_size) * _GOLDEN
-
-    def __len__(self) -> int:
-        return self.num_draws * len(self.starts)
-
-    def __getitem__(self, index: int | Tensor) -> FutureBatch:
-        """Steps of these indices with a future each, (B, ...)."""
-        index = torch.as_tensor(index)
-        number = index // len(self.starts)
-        index = index % len(self.starts)
-        batch = super().__getitem__(index)
-        rows, episode = self.starts(index)
-        following = (self.last[episode] - rows + 1).float()
-        part = (self.phase[index] + number / self.num_draws) % 1
-        reached = -torch.expm1(following * self.log_discount)  # the chance to lie inside
-        offsets = (torch.log1p(-part * reached) / self.log_discount).ceil()
-        offsets = offsets.minimum(following).clamp(min=1)
-        place = (self.phase[index][..., None] * (1 + number[..., None]) + self.places) % 1
-        end = self.origin_ends[batch["origins"]][..., None]
-        begin = torch.where(batch["origins"] > 0, self.origin_ends[batch["origins"] - 1], 0)[
-            ..., None
-        ]
-        context, context_episode = self.starts(begin + (place * (end - begin)).long())
-        return FutureBatch(
-            **batch,
-            future_observations=self.observations[rows + episode + offsets.long()],
-            offsets=offsets,
-            following=following,
-            ended=self.ended[episode],
-            context_observations=self.observations[context + context_episode],
-            context_actions=self.actions[context],
-        )
-
-
-def check_futures(discount: float, num_draws: int, context_size: int) -> None:
-    """Refuse arguments of :class:`Futures`.
-
-    Raises:
-        InputError: if one is out of range.
-    """
-    if not 0 < discount < 1:
-        raise InputError(f"{discount=} must lie in (0, 1): futures are drawn by it.")
-    if num_draws < 1 or context_size < 0:
-        raise InputError(f"{num_draws=} must be at least 1, {context_size=} at least 0.")
 
 
 def _check_starts(start_steps: int, start_repeats: int) -> None:

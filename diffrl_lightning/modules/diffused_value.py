@@ -235,12 +235,9 @@ class DiffusedValue(DiffusionModule):
         states: Tensor,
         actions: Tensor | None = None,
         *,
-        num_samples: int = 16,
         discount: float | None = None,
         policy: float | tuple[Tensor, Tensor] | None = None,
-        sampler: Sampler = "ddim",
-        num_inference_steps: int | None = None,
-        generator: Generators = None,
+        **sampling: Any,
     ) -> Tensor:
         """States from the discounted future of each state (N, O), or after an action (N, A).
 
@@ -250,15 +247,9 @@ class DiffusedValue(DiffusionModule):
             (N, num_samples, O), in environment units.
         """
         conditions = self._conditions(states, actions, self._policy(policy, states))
-        futures, _ = self._futures(
-            conditions,
-            discount,
-            num_samples=num_samples,
-            sampler=sampler,
-            num_inference_steps=num_inference_steps,
-            generator=generator,
-        )
-        return self.trajectory.observations.unnormalize(futures).unflatten(0, (-1, num_samples))
+        futures, _ = self._futures(conditions, discount, **sampling)
+        futures = futures.unflatten(0, (len(states), -1))
+        return self.trajectory.observations.unnormalize(futures)
 
     @torch.no_grad()
     def values(
@@ -266,40 +257,28 @@ class DiffusedValue(DiffusionModule):
         states: Tensor,
         actions: Tensor | None = None,
         *,
-        num_samples: int = 16,
         discount: float | None = None,
         policy: float | tuple[Tensor, Tensor] | None = None,
-        sampler: Sampler = "ddim",
-        num_inference_steps: int | None = None,
-        generator: Generators = None,
+        **sampling: Any,
     ) -> tuple[Tensor, Tensor]:
         """V of states (N, O), or Q of states and actions (N, A), in environment units.
 
         Args:
             states: in environment units.
             actions: in environment units; None for V.
-            num_samples: futures of each.
             discount: default that of the training; another one needs ``offset_condition``, and a higher
                 one futures further ahead than the model has seen.
             policy: whose value it is: its place in the list of datasets, from 0 to 1, or steps that it
                 took, states (M, O) and actions (M, A); None for all of the data's.
-            sampler: how to denoise.
-            num_inference_steps: network evaluations of a future, by default 10.
-            generator: source of noise.
+            sampling: ``num_samples``, futures of each (16); ``sampler`` (ddim);
+                ``num_inference_steps``, network evaluations of a future (10); ``generator`` of noise.
 
         Returns:
             Values (N,) and their standard errors (N,), those of an average of ``num_samples`` futures;
             of a single one NaN.
         """
         conditions = self._conditions(states, actions, self._policy(policy, states))
-        return self._evaluate(
-            conditions,
-            discount,
-            num_samples=num_samples,
-            sampler=sampler,
-            num_inference_steps=num_inference_steps,
-            generator=generator,
-        )
+        return self._evaluate(conditions, discount, **sampling)
 
     def advantages(self, states: Tensor, actions: Tensor, **sampling: Any) -> Tensor:
         """Q - V (N,), in environment units, of futures out of the same noise: much of it cancels.
@@ -343,7 +322,7 @@ class DiffusedValue(DiffusionModule):
         conditions: dict[str, Tensor],
         discount: float | None,
         *,
-        num_samples: int,
+        num_samples: int = 16,
         sampler: Sampler = "ddim",
         num_inference_steps: int | None = None,
         generator: Generators = None,
