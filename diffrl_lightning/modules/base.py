@@ -21,6 +21,16 @@ from diffrl_lightning.policies.chunked import ChunkedPolicy, ChunkFn
 from diffrl_lightning.types import InputError, Policy
 
 ROLE_KEY = "diffrl_role"
+# What two models of noised trajectories have in common where one is of use to the other.
+SAME_TRAJECTORIES = (
+    "observation_dim",
+    "action_dim",
+    "horizon",
+    "stride",
+    "num_train_timesteps",
+    "beta_schedule",
+    "normalizer",
+)
 
 
 class DiffusionModule(pl.LightningModule, ABC):

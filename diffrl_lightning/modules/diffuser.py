@@ -21,22 +21,11 @@ from diffrl_lightning.diffusion import (
     make_betas,
     value_guided,
 )
-from diffrl_lightning.modules.base import DiffusionModule
+from diffrl_lightning.modules.base import SAME_TRAJECTORIES, DiffusionModule
 from diffrl_lightning.nets import EMA, Backbone, make_backbone
 from diffrl_lightning.normalizers import BOUNDED, NormalizerKind, TrajectoryNormalizer
 from diffrl_lightning.policies.planner import Execute, Plan, PlannerPolicy
 from diffrl_lightning.types import DenoiseFn, Generators, InputError, SequenceBatch, ValueFn
-
-# What a value must have in common with the Diffuser that it guides.
-_SAME_IN_VALUE = (
-    "observation_dim",
-    "action_dim",
-    "horizon",
-    "stride",
-    "num_train_timesteps",
-    "beta_schedule",
-    "normalizer",
-)
 
 
 class Diffuser(DiffusionModule):
@@ -303,7 +292,7 @@ class Diffuser(DiffusionModule):
                 "at least 0."
             )
         if value_ckpt is not None:
-            value = self.load_companion(value_ckpt, "value", same=_SAME_IN_VALUE).value
+            value = self.load_companion(value_ckpt, "value", same=SAME_TRAJECTORIES).value
         elif num_candidates == 1 and not value_guidance_scale:
             value = None
         else:

@@ -16,23 +16,14 @@ from diffrl_lightning.diffusion import (
     randint,
     randn,
 )
-from diffrl_lightning.modules.base import DiffusionModule
+from diffrl_lightning.modules.base import SAME_TRAJECTORIES, DiffusionModule
 from diffrl_lightning.nets import EMA, TemporalValue, WindowValue
 from diffrl_lightning.normalizers import NormalizerKind, TrajectoryNormalizer
 from diffrl_lightning.types import InputError, SequenceBatch
 
 Objective = Literal["eps", "mean", "discriminator"]
 _CENTERING = 1e-3  # weight of the square of rho's mean
-_SAME = (
-    "observation_dim",
-    "action_dim",
-    "horizon",
-    "stride",
-    "num_train_timesteps",
-    "beta_schedule",
-    "normalizer",
-    "goal_dim",
-)
+_SAME = (*SAME_TRAJECTORIES, "goal_dim")
 
 
 class RelativeReward(DiffusionModule):
