@@ -39,8 +39,8 @@ class RelativeReward(DiffusionModule):
     (``data.train_on``) with the same arguments, and are needed for training alone. A Diffuser takes
     this role's checkpoint as ``value_ckpt``: guided along rho, the base plans more as the expert does.
 
-    The control ``discriminator`` learns the log odds that a noised trajectory is of the last dataset of
-    the list and not of the first, from their labels, and needs no Diffusers.
+    The control ``discriminator`` learns the log odds that a noised trajectory is of the second dataset
+    of the list and not of the first, from their labels, and needs no Diffusers.
 
     rho is known up to a constant at each t, so compare values at one t; its mean over all is kept at 0.
 
