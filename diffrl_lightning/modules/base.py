@@ -239,7 +239,7 @@ class DiffusionModule(pl.LightningModule, ABC):
     def param_groups(self) -> list[dict[str, Any]]:
         """Parameters that belong together; ``gradient_clip_val`` bounds the norm of each group.
 
-        A group may have an ``lr``, ``weight_decay`` and ``lr_schedule`` of its own.
+        A group may have an ``lr``, ``weight_decay``, ``lr_schedule`` and ``lr_steps`` of its own.
         """
         return [{"params": list(self.parameters())}]
 

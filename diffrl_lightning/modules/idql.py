@@ -54,6 +54,8 @@ class IDQL(DiffusionModule):
         lr: learning rate.
         lr_schedule: keep the actor's rate, or let it fall to 0 along a cosine over the whole run.
         critic_lr_schedule: the same for critics and value.
+        critic_steps: optimiser steps that critics and value learn for; then they stay, and the actor
+            learns on. Default as many as the actor's.
         weight_decay: decoupled weight decay of the actor.
         ema_decay: share of the actor's average that each update keeps.
         ema_update_every: optimiser steps from one update of it to the next.
@@ -88,6 +90,7 @@ class IDQL(DiffusionModule):
         lr: float = 3e-4,
         lr_schedule: Literal["constant", "cosine"] = "constant",
         critic_lr_schedule: Literal["constant", "cosine"] = "constant",
+        critic_steps: int | None = None,
         weight_decay: float = 1e-4,
         ema_decay: float = 0.999,
         ema_update_every: int = 1,
@@ -100,6 +103,8 @@ class IDQL(DiffusionModule):
         self.check_shares(tau=tau, discount=discount)
         if num_critics < 1:
             raise InputError(f"{num_critics=} must be at least 1.")
+        if critic_steps is not None and critic_steps < 1:
+            raise InputError(f"{critic_steps=} must be at least 1, or null for the whole run.")
         if not 0 < expectile < 1:
             raise InputError(f"{expectile=} must lie in (0, 1).")
         self.observation_dim, self.action_dim = observation_dim, action_dim
@@ -129,22 +134,46 @@ class IDQL(DiffusionModule):
         self.trajectory = TrajectoryNormalizer(normalizer, observation_dim, action_dim, "limits")
 
     def averaged(self) -> list[tuple[EMA, nn.Module]]:
-        """The averages of the actor and of the critics."""
-        return [(self.ema, self.denoiser), (self.target_critic, self.critic)]
+        """The averages of the actor and, while these learn, of the critics."""
+        critics = [(self.target_critic, self.critic)] if self._critics_learn() else []
+        return [(self.ema, self.denoiser), *critics]
+
+    def _critics_learn(self) -> bool:
+        last = self.hparams["critic_steps"]
+        return last is None or self.global_step < last
 
     def param_groups(self) -> list[dict[str, Any]]:
         """Actor, critics and value; the actor's weights alone decay."""
-        schedule = self.hparams["critic_lr_schedule"]
-        critics = ({"params": list(n.parameters())} for n in (self.critic, self.value))
-        return [
-            {"params": list(self.denoiser.parameters())},
-            *({**group, "weight_decay": 0.0, "lr_schedule": schedule} for group in critics),
-        ]
+        options = {
+            "weight_decay": 0.0,
+            "lr_schedule": self.hparams["critic_lr_schedule"],
+            "lr_steps": self.hparams["critic_steps"],
+        }
+        critics = ({"params": list(n.parameters()), **options} for n in (self.critic, self.value))
+        return [{"params": list(self.denoiser.parameters())}, *critics]
 
     def compute_loss(self, batch: TransitionBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Cloning, expectile regression of V, and Q towards V; each reaches its own network alone."""
         states = self.trajectory.observations.normalize(batch["observations"])
         actions = self.trajectory.actions.normalize(batch["actions"])
+        bc_loss = self.diffusion.loss(lambda x, t: self.denoiser(x, t, states), actions).mean()
+        info = {"bc_loss": bc_loss.detach()}
+        if not self._critics_learn():
+            # Processes side by side wait for a gradient of every weight: theirs is 0, as is their rate.
+            stay = [p.sum() for net in (self.critic, self.value) for p in net.parameters()]
+            return bc_loss + 0.0 * torch.stack(stay).sum(), info
+        value_loss, critic_loss, q = self._critic_losses(batch, states, actions)
+        info |= {
+            "value_loss": value_loss.detach(),
+            "critic_loss": critic_loss.detach(),
+            "q_mean": q.detach().mean(),
+        }
+        return bc_loss + value_loss + critic_loss, info
+
+    def _critic_losses(
+        self, batch: TransitionBatch, states: Tensor, actions: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Losses of V and of Q, and Q (K, B), at normalised states and actions."""
         following = self.trajectory.observations.normalize(batch["next_observations"])
         with torch.no_grad():
             wanted = self.target_critic(states, actions).amin(0)
@@ -153,15 +182,7 @@ class IDQL(DiffusionModule):
         short = wanted - self.value(states)[:, 0]
         value_loss = (self._weight(short) * short.square()).mean()
         q = self.critic(states, actions)
-        critic_loss = (q - target).square().mean(1).sum()
-        bc_loss = self.diffusion.loss(lambda x, t: self.denoiser(x, t, states), actions).mean()
-        info = {
-            "bc_loss": bc_loss.detach(),
-            "value_loss": value_loss.detach(),
-            "critic_loss": critic_loss.detach(),
-            "q_mean": q.detach().mean(),
-        }
-        return bc_loss + value_loss + critic_loss, info
+        return value_loss, (q - target).square().mean(1).sum(), q
 
     def _weight(self, short: Tensor) -> Tensor:
         """Of a sample by how much V falls short of its Q: ``|expectile - 1(Q < V)|``."""

@@ -22,7 +22,8 @@ def make_optimizer(module: pl.LightningModule, groups: list[dict[str, Any]]) -> 
         module: its hyper-parameters ``lr``, ``lr_schedule``, ``lr_warmup_steps``, ``weight_decay`` and
             ``adam_betas`` count where it has them.
         groups: parameters that belong together; a group may have an ``lr``, ``lr_schedule`` and
-            ``weight_decay`` of its own. Biases, normalisations and positions do not decay.
+            ``weight_decay`` of its own, and ``lr_steps``, after which its rate is 0. Biases,
+            normalisations and positions do not decay.
 
     Raises:
         InputError: if a rate can not be.
@@ -33,7 +34,8 @@ def make_optimizer(module: pl.LightningModule, groups: list[dict[str, Any]]) -> 
     for group in groups:
         options = {"lr": hparams["lr"], **group}
         decay = options.pop("weight_decay", hparams.get("weight_decay", 0.0))
-        factor = _rate(module, options.pop("lr_schedule", hparams.get("lr_schedule")))
+        schedule = options.pop("lr_schedule", hparams.get("lr_schedule"))
+        factor = _rate(module, schedule, options.pop("lr_steps", None))
         trained = [p for p in options.pop("params") if p.requires_grad]
         by_decay = {decay: trained}
         if decay:
@@ -52,22 +54,27 @@ def make_optimizer(module: pl.LightningModule, groups: list[dict[str, Any]]) -> 
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-def _rate(module: pl.LightningModule, schedule: str | None) -> Callable[[int], float] | None:
+def _rate(
+    module: pl.LightningModule, schedule: str | None, lr_steps: int | None
+) -> Callable[[int], float] | None:
     """The factor of the learning rate at a step; None where it is always 1."""
     warmup = module.hparams.get("lr_warmup_steps", 0)
     if schedule not in (None, "constant", "cosine"):
         raise InputError(f"lr_schedule={schedule!r} is unknown: choose constant or cosine.")
     cosine = schedule == "cosine"
-    steps = module.trainer.estimated_stepping_batches if cosine else math.inf
+    last = math.inf if lr_steps is None else lr_steps
+    steps = min(last, module.trainer.estimated_stepping_batches) if cosine else math.inf
     if cosine and steps == math.inf:
         raise InputError("lr_schedule=cosine needs an end: give trainer.max_steps.")
     if warmup < 0:
         raise InputError(f"lr_warmup_steps={warmup} must be at least 0.")
 
     def factor(step: int) -> float:
+        if step >= last:
+            return 0.0
         rise = min(1.0, step / warmup) if warmup else 1.0
         # 0 where there is no end; a run may be shorter than its warm-up
         done = min(1.0, max(0, step - warmup) / max(1, steps - warmup))
         return rise * 0.5 * (1 + math.cos(math.pi * done))
 
-    return factor if cosine or warmup else None
+    return factor if cosine or warmup or lr_steps is not None else None

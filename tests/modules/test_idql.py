@@ -1,15 +1,19 @@
 """IDQL: its losses by their formulas, its choices, and what every role must do."""
 
+from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
 import torch
+from lightning.pytorch import Callback
 from torch.nn.functional import mse_loss
+from torch.nn.utils import parameters_to_vector
 
 from diffrl_lightning import IDQL, InputError, TransitionData
 from modules.role_tester import (
     check_role,
     policy_is_deterministic_by_seed,
+    quiet_trainer,
     transitions,
     units_do_not_matter,
 )
@@ -135,6 +139,32 @@ def test_acting_samples_from_the_average_as_it_is_asked_to(monkeypatch):
     module.make_policy(**sampling).act(torch.zeros(2, 3))
     assert sampling.items() <= asked.items()
     assert asked["net"] == 7.0
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+def test_critics_stay_after_their_last_step_and_the_actor_learns_on(
+    tmp_path, pendulum_file, schedule
+):
+    data = TransitionData(str(pendulum_file), batch_size=32)
+    module = small(critic_steps=3, critic_lr_schedule=schedule)
+    trainer, seen = quiet_trainer(tmp_path, max_steps=6), []
+    names = ("denoiser", "ema", "critic", "target_critic", "value")
+
+    class Watch(Callback):
+        def on_train_batch_end(self, trainer, module, *args):
+            nets = {name: getattr(module, name) for name in names}
+            seen.append({k: parameters_to_vector(n.parameters()).clone() for k, n in nets.items()})
+            assert all(p.grad is not None for p in module.parameters() if p.requires_grad)
+
+    trainer.callbacks.append(Watch())
+    trainer.fit(module, datamodule=data)
+    assert len(seen) == 6
+    for step, (before, after) in enumerate(pairwise(seen), start=2):
+        for name in names:
+            learns = step <= 3 or name in ("denoiser", "ema")
+            assert torch.equal(before[name], after[name]) != learns, (step, name)
+    with pytest.raises(InputError, match="critic_steps=0 must be at least 1"):
+        small(critic_steps=0)
 
 
 @pytest.mark.parametrize("critics", ["constant", "cosine"])
