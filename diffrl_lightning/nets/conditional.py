@@ -16,13 +16,15 @@ class ConditionEmbedding(nn.Module):
     """Conditions by name -> (B, C), the sum of what an MLP makes of each kind.
 
     In training each kind is dropped at random, and a condition that is dropped or not given counts 0.
-    A condition may be a set of vectors (B, K, width), of which the mean is taken behind the MLP.
+    Kinds that are ``always`` given count as one, and the MLPs of the others see them too: what a sum
+    tells of how conditions depend on each other is learned slowly. A condition that may be dropped may
+    be a set of vectors (B, K, width), of which the mean is taken behind the MLP.
 
     Args:
         condition_dims: name and width of each kind of condition.
         embed_dim: C.
         drop_prob: chance that a sample's condition is dropped, for each kind by itself.
-        always: kinds that are never dropped.
+        always: kinds that are always given, and never dropped.
 
     Raises:
         InputError: if that is no probability.
@@ -39,19 +41,32 @@ class ConditionEmbedding(nn.Module):
         super().__init__()
         if not 0 <= drop_prob <= 1:
             raise InputError(f"The chance to drop a condition must lie in [0, 1], not {drop_prob}.")
-        self.embed_dim, self.drop_prob, self.always = embed_dim, drop_prob, frozenset(always)
-        self.encoders = nn.ModuleDict(
-            {name: _encoder(width, embed_dim) for name, width in condition_dims.items()}
-        )
+        self.embed_dim, self.drop_prob = embed_dim, drop_prob
+        self.always = [name for name in condition_dims if name in always]
+        known = sum(condition_dims[name] for name in self.always)
+        widths = {name: d + known for name, d in condition_dims.items() if name not in always}
+        if known:
+            widths["always"] = known
+        self.encoders = nn.ModuleDict({name: _encoder(d, embed_dim) for name, d in widths.items()})
 
     def forward(self, conditions: Mapping[str, Tensor], like: Tensor) -> Tensor:
         """Conditions (B, width) or (B, K, width) by name -> (B, C); B and the dtype are of ``like``."""
         embedding = like.new_zeros(len(like), self.embed_dim)
+        known = None
+        if self.always:
+            known = torch.cat([conditions[name] for name in self.always], -1)
+            embedding = self.encoders["always"](known)
         for name, condition in conditions.items():
+            if name in self.always:
+                continue
+            if known is not None:
+                beside = known if condition.ndim == 2 else known[:, None]
+                beside = beside.expand(*condition.shape[:-1], -1)
+                condition = torch.cat([condition, beside], -1)
             encoded = self.encoders[name](condition)
             if encoded.ndim == 3:
                 encoded = encoded.mean(1)
-            if self.training and name not in self.always:
+            if self.training:
                 keep = torch.rand(len(like), 1, device=like.device) >= self.drop_prob
                 encoded = encoded * keep
             embedding = embedding + encoded

@@ -24,6 +24,7 @@ from diffrl_lightning.nets import (
     mlp,
 )
 from diffrl_lightning.nets.activations import mish
+from diffrl_lightning.nets.conditional import ConditionEmbedding
 from diffrl_lightning.nets.embeddings import FourierEmbedding
 from diffrl_lightning.nets.temporal_unet import LinearAttention
 from diffrl_lightning.types import InputError
@@ -232,6 +233,31 @@ def test_a_dropped_condition_leaves_no_trace():
     assert (gradient[dropped] == 0).all()
     assert (gradient[~dropped].abs().sum(1) > 0).all()
     torch.testing.assert_close(out[~dropped][:, 0], net.embed.encoders["a"](a[~dropped]))
+
+
+@pytest.mark.parametrize("sets", [False, True])
+def test_what_a_condition_says_depends_on_those_that_are_always_given(sets):
+    """A sum of what each says alone would have the second difference 0."""
+    kinds = {"condition_dims": {"state": 2, "k": 1, "action": 1}, "embed_dim": 8, "drop_prob": 1.0}
+    joint = ConditionEmbedding(**kinds, always=("state", "k")).eval()
+    apart = ConditionEmbedding(**kinds).eval()
+    states, ks = torch.randn(2, 2), torch.randn(2, 1)
+    actions = torch.randn(2, *((3,) if sets else ()), 1)
+
+    def told(embed, i, j):
+        given = {"state": states[i : i + 1], "k": ks[i : i + 1], "action": actions[j : j + 1]}
+        return embed(given, states[:1])
+
+    def interaction(embed):
+        first, second = (told(embed, i, 0) - told(embed, i, 1) for i in range(2))
+        return (first - second).abs().max().item()
+
+    assert interaction(apart) < 1e-6
+    assert interaction(joint) > 1e-3
+    joint.train()  # everything is dropped that may be
+    torch.testing.assert_close(
+        told(joint, 0, 1), joint({"state": states[:1], "k": ks[:1]}, states[:1])
+    )
 
 
 def test_conditions_are_dropped_one_by_one():
