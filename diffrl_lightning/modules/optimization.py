@@ -34,8 +34,8 @@ def make_optimizer(module: pl.LightningModule, groups: list[dict[str, Any]]) -> 
     for group in groups:
         options = {"lr": hparams["lr"], **group}
         decay = options.pop("weight_decay", hparams.get("weight_decay", 0.0))
-        schedule = options.pop("lr_schedule", hparams.get("lr_schedule"))
-        factor = _rate(module, schedule, options.pop("lr_steps", None))
+        shape = options.pop("lr_schedule", hparams.get("lr_schedule"))
+        factor = _rate(module, shape, options.pop("lr_steps", None))
         trained = [p for p in options.pop("params") if p.requires_grad]
         by_decay = {decay: trained}
         if decay:

@@ -94,7 +94,7 @@ def test_futures_of_a_chain_have_their_shares():
 def test_values_of_a_chain_are_those_of_the_linear_solve():
     """From batches that hold each future in its share, V and Q of one model.
 
-    What an action does depends on the state: where these are told apart, Q is off by 9 %.
+    What an action does depends on the state: where each is encoded by itself, Q is off by 9 %.
     """
     each, discount = 200, 0.9
     parts = (np.arange(each) + 0.5) / each
