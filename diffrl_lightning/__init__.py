@@ -4,7 +4,7 @@ All classes that a configuration may name are here, so that YAML says ``class_pa
 """
 
 from diffrl_lightning.callbacks import MazeMap, PlanFigure, Rollout, SampleReport, SampleWriter
-from diffrl_lightning.data import FutureData, SequenceData, TransitionData
+from diffrl_lightning.data import FutureData, SequenceData, SkillData, TransitionData
 from diffrl_lightning.modules import (
     IDQL,
     TD3BC,
@@ -16,6 +16,9 @@ from diffrl_lightning.modules import (
     DiffusionModule,
     DiffusionPolicy,
     DiffusionQL,
+    LatentDiffusion,
+    LatentQ,
+    LatentSkills,
     RelativeReward,
     TrajectorySynthesizer,
     TrajectoryValue,
@@ -38,6 +41,9 @@ __all__ = [
     "DiffusionQL",
     "FutureData",
     "InputError",
+    "LatentDiffusion",
+    "LatentQ",
+    "LatentSkills",
     "MazeMap",
     "PlanFigure",
     "RelativeReward",
@@ -45,6 +51,7 @@ __all__ = [
     "SampleReport",
     "SampleWriter",
     "SequenceData",
+    "SkillData",
     "TrajectorySynthesizer",
     "TrajectoryValue",
     "TransitionData",

@@ -60,6 +60,16 @@ class SequenceBatch(TypedDict):
     mask: Tensor  # (B, H) bool, False on padded steps
 
 
+class SkillBatch(SequenceBatch):
+    """Chunks of an episode with what came after them, in environment units."""
+
+    next_observations: Tensor  # (B, O) the state behind the chunk's last real step
+    terminations: Tensor  # (B,) float, 1 where the episode really ended there
+    steps: Tensor  # (B,) float, how many of the chunk's are real
+    goal_observations: Tensor  # (B, O) a state of its future, or the one behind it
+    chunks: Tensor  # (B,) long, which chunk of the dataset it is
+
+
 class Policy(Protocol):
     """Something that acts in N environments at once, in environment units.
 

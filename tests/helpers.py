@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from modules.role_tester import ready, saved
+from modules.role_tester import ready, saved, small_prior, small_skills
 
 from diffrl_lightning import DiffusedValue, Diffuser, FutureData, SequenceData
 
@@ -38,6 +38,10 @@ def companions(role, folder, dataset):
         value = DiffusedValue(3, 1, hidden_dim=16, num_blocks=1, embed_dim=16)
         value.fit_normalizers(ready(FutureData(str(dataset))))
         return [f"--model.value_ckpt={saved(value, folder / 'value_ckpt.ckpt')}"]
+    if role == "latent_diffusion":
+        return [f"--model.skills_ckpt={saved(small_skills(dataset), folder / 'skills.ckpt')}"]
+    if role == "latent_q":
+        return [f"--model.prior_ckpt={saved(small_prior(dataset), folder / 'prior.ckpt')}"]
     if role != "relative_reward":
         return []
     data = ready(SequenceData(str(dataset), horizon=8))

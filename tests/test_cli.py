@@ -19,6 +19,9 @@ from diffrl_lightning import (
     DiffusionModule,
     DiffusionPolicy,
     DiffusionQL,
+    LatentDiffusion,
+    LatentQ,
+    LatentSkills,
     RelativeReward,
     TrajectoryValue,
     ValuePolicy,
@@ -148,10 +151,16 @@ def test_a_value_guides_from_the_command_line(
         TD3BC,
         BehaviourCloning,
         ValuePolicy,
+        LatentSkills,
+        LatentDiffusion,
+        LatentQ,
     ],
 )
 def test_roles_go_round(role, tmp_path, monkeypatch, pendulum_file):
-    """Fit, test in the same run, test again by the checkpoint, act by the checkpoint alone."""
+    """Fit, test in the same run, test again by the checkpoint, act by the checkpoint alone.
+
+    What a role was built on is needed for its training alone.
+    """
     monkeypatch.chdir(tmp_path)
     name = config_name(role)
     args = fit_args(pendulum_file, *SHORT, *companions(name, tmp_path, pendulum_file), role=name)
@@ -159,6 +168,8 @@ def test_roles_go_round(role, tmp_path, monkeypatch, pendulum_file):
     checkpoint = tmp_path / CHECKPOINTS / "best.ckpt"
     expected = json.loads((checkpoint.parents[1] / "results.json").read_text())
     assert expected["role"] == role.__name__
+    for file in tmp_path.glob("*.ckpt"):
+        file.unlink()
     main(["test", *args[1:], f"--ckpt_path={checkpoint}", "--rollout.results_path=again.json"])
     found = json.loads((tmp_path / "again.json").read_text())
     assert found["return_mean"] == expected["return_mean"]

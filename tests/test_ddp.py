@@ -70,6 +70,9 @@ ROLES = [
     "diffused_value",
     "relative_reward",
     "value_policy",
+    "latent_skills",
+    "latent_diffusion",
+    "latent_q",
 ]
 SILENT = (
     "trajectory_value",

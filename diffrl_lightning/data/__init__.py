@@ -6,6 +6,7 @@ from diffrl_lightning.data.datasets import Transitions, Windows
 from diffrl_lightning.data.episodes import Episodes
 from diffrl_lightning.data.futures import FutureData, Futures
 from diffrl_lightning.data.replay import ReplayData, TransitionBuffer
+from diffrl_lightning.data.skills import SkillData, Skills
 
 __all__ = [
     "Episodes",
@@ -14,6 +15,8 @@ __all__ = [
     "OfflineData",
     "ReplayData",
     "SequenceData",
+    "SkillData",
+    "Skills",
     "TransitionBuffer",
     "TransitionData",
     "Transitions",

@@ -66,6 +66,8 @@ class Windows(Dataset):
         start_repeats: ... come so many times in an epoch.
         pad_before: windows begin up to so many steps before an episode, with its first step there.
         pad_after: with padding, windows end up to so many steps beyond an episode's end; default all.
+        unobserved_ends: whether steps count whose next observation was not recorded, where the episode
+            did not really end.
 
     Raises:
         InputError: if no episode is long enough, or an argument is out of range.
@@ -86,12 +88,15 @@ class Windows(Dataset):
         start_repeats: int = 1,
         pad_before: int = 0,
         pad_after: int | None = None,
+        unobserved_ends: bool = True,
     ) -> None:
         _check_starts(start_steps, start_repeats)
         self.steps = torch.arange(horizon) * stride
         self.padding, self.pad_before = padding, pad_before
+        lengths = episodes.lengths if unobserved_ends else _lengths_observed(episodes)
+        self.ends = torch.from_numpy(episodes.offsets[:-1] + lengths)
         usable = num_windows(
-            episodes.lengths, horizon, stride, padding, pad_before=pad_before, pad_after=pad_after
+            lengths, horizon, stride, padding, pad_before=pad_before, pad_after=pad_after
         )
         self.starts = _Starts(episodes, usable, which, start_steps, start_repeats)
         if not len(self.starts):
@@ -115,7 +120,7 @@ class Windows(Dataset):
     def __getitem__(self, index: int | Tensor) -> SequenceBatch:
         """Windows of these indices, (B, H, ...); without B for a single index."""
         start, episode = self.starts(index)
-        first, last = self.offsets[episode], self.offsets[episode + 1] - 1
+        first, last = self.offsets[episode], self.ends[episode] - 1
         rows = (start - self.pad_before)[..., None] + self.steps
         mask = (first[..., None] <= rows) & (rows <= last[..., None])
         rows = rows.clamp(first[..., None], last[..., None])
@@ -204,8 +209,7 @@ class Transitions(Dataset):
             raise InputError(f"{n_steps=} must be at least 1.")
         _check_starts(start_steps, start_repeats)
         self.reward_scale, self.reward_shift = reward_scale, reward_shift
-        ended = episodes.terminations[episodes.offsets[1:] - 1]
-        usable = episodes.lengths - ~(episodes.final_observed | ended)
+        usable = _lengths_observed(episodes)
         self.ends = torch.from_numpy(episodes.offsets[:-1] + usable)
         self.ahead = torch.arange(n_steps)
         self.weights = discount**self.ahead
@@ -242,6 +246,12 @@ class Transitions(Dataset):
 
     def __getitems__(self, indices: list[int]) -> TransitionBatch:
         return self[torch.as_tensor(indices)]
+
+
+def _lengths_observed(episodes: Episodes) -> np.ndarray:
+    """Steps (E,) whose next observation was recorded, or after which the episode really ended."""
+    ended = episodes.terminations[episodes.offsets[1:] - 1]
+    return episodes.lengths - ~(episodes.final_observed | ended)
 
 
 def _check_starts(start_steps: int, start_repeats: int) -> None:

@@ -76,9 +76,7 @@ class Futures(Transitions):
         rows, episode = self.starts(index)
         following = (self.last[episode] - rows + 1).float()
         part = (self.phase[index] + number / self.num_draws) % 1
-        reached = -torch.expm1(following * self.log_discount)  # the chance to lie inside
-        offsets = (torch.log1p(-part * reached) / self.log_discount).ceil()
-        offsets = offsets.minimum(following).clamp(min=1)
+        offsets = cut_geometric(part, following, self.log_discount)
         place = (self.phase[index][..., None] * (1 + number[..., None]) + self.places) % 1
         end = self.origin_ends[batch["origins"]][..., None]
         begin = torch.where(batch["origins"] > 0, self.origin_ends[batch["origins"] - 1], 0)[
@@ -94,6 +92,12 @@ class Futures(Transitions):
             context_observations=self.observations[context + context_episode],
             context_actions=self.actions[context],
         )
+
+
+def cut_geometric(part: Tensor, most: Tensor, log_discount: float) -> Tensor:
+    """The k from 1 to ``most`` (B,) up to which lies this part (B,) of a geometric distribution, cut off."""
+    reached = -torch.expm1(most * log_discount)  # the chance to lie inside
+    return (torch.log1p(-part * reached) / log_discount).ceil().minimum(most).clamp(min=1)
 
 
 def check_futures(discount: float, num_draws: int, context_size: int) -> None:

@@ -129,6 +129,7 @@ class GaussianDiffusion(nn.Module):
         *,
         weight: Tensor | None = None,
         constraint: Inpaint | None = None,
+        snr_gamma: float | None = None,
         generator: Generators = None,
     ) -> Tensor:
         """Squared error of the prediction at a uniformly drawn step, one value a sample (B,).
@@ -139,6 +140,8 @@ class GaussianDiffusion(nn.Module):
             weight: weight of each entry, broadcastable to (B, *S).
             constraint: known entries: the network sees them clean, and they carry no loss (for
                 x0-prediction that is the same as overwriting them in its output).
+            snr_gamma: weigh steps by min(SNR, snr_gamma), as an error of the clean sample, with SNR =
+                abar / (1 - abar) (Hang et al. 2023); default all alike.
             generator: source of the steps and the noise.
         """
         t = randint(self.num_train_timesteps, x0, generator)
@@ -147,8 +150,17 @@ class GaussianDiffusion(nn.Module):
         if constraint is not None:
             xt = constraint(xt)
         error = (denoise(xt, t) - self.target(x0, eps, t)).square()
+        if snr_gamma is not None:
+            error = error * self._snr_weight(t, snr_gamma, x0.ndim)
         if weight is not None:
             error = error * weight
         if constraint is not None:
             error = error.masked_fill(constraint.mask, 0.0)
         return error.flatten(1).mean(1)
+
+    def _snr_weight(self, t: Tensor, gamma: float, ndim: int) -> Tensor:
+        """min(SNR, gamma) of steps (B,) for an error of x0, shaped (B, 1, ...); as much for eps and v."""
+        signal, noise = self.signal_noise(t, ndim)
+        snr = (signal / noise).square()
+        size = {"x0": 1.0, "eps": snr, "v": snr + 1}[self.prediction_type]
+        return snr.clamp(max=gamma) / size

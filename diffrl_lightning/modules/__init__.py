@@ -9,6 +9,9 @@ from diffrl_lightning.modules.diffuser import Diffuser
 from diffrl_lightning.modules.diffusion_policy import DiffusionPolicy
 from diffrl_lightning.modules.diffusion_ql import DiffusionQL
 from diffrl_lightning.modules.idql import IDQL
+from diffrl_lightning.modules.latent_diffusion import LatentDiffusion
+from diffrl_lightning.modules.latent_q import LatentQ
+from diffrl_lightning.modules.latent_skills import LatentSkills
 from diffrl_lightning.modules.relative_reward import RelativeReward
 from diffrl_lightning.modules.synthesizer import Synthesizer
 from diffrl_lightning.modules.td3_bc import TD3BC
@@ -26,6 +29,9 @@ __all__ = [
     "DiffusionModule",
     "DiffusionPolicy",
     "DiffusionQL",
+    "LatentDiffusion",
+    "LatentQ",
+    "LatentSkills",
     "RelativeReward",
     "Synthesizer",
     "TrajectorySynthesizer",

@@ -17,7 +17,7 @@ from diffrl_lightning.diffusion import GaussianDiffusion
 from diffrl_lightning.modules.optimization import make_optimizer
 from diffrl_lightning.nets import EMA
 from diffrl_lightning.normalizers import Normalizer, TrajectoryNormalizer
-from diffrl_lightning.policies.chunked import ChunkedPolicy, ChunkFn
+from diffrl_lightning.policies import ChooseFn, ChunkedPolicy, ChunkFn, DecodeFn, SkillPolicy
 from diffrl_lightning.types import InputError, Policy
 
 ROLE_KEY = "diffrl_role"
@@ -31,6 +31,8 @@ SAME_TRAJECTORIES = (
     "beta_schedule",
     "normalizer",
 )
+# ... and two models of skills.
+SAME_SKILLS = ("observation_dim", "action_dim", "goal_dim", "horizon", "latent_dim")
 
 
 class DiffusionModule(pl.LightningModule, ABC):
@@ -41,14 +43,18 @@ class DiffusionModule(pl.LightningModule, ABC):
     all layers, so that a checkpoint alone rebuilds it. The base reads ``lr``, ``lr_schedule``,
     ``lr_warmup_steps``, ``weight_decay``, ``adam_betas`` and ``compile`` from its hyper-parameters. A
     role with other networks than ``denoiser`` names them in ``averaged``, and in ``param_groups`` if
-    each is to have a rate, or a bound on its gradient's norm, of its own.
+    each is to have a rate, or a bound on its gradient's norm, of its own. A role that acts by another
+    role's model keeps it, frozen, in an attribute that ``companions`` names: so it travels in the
+    checkpoint. One that is needed for training alone is loaded by ``load_companion`` and stays out.
     """
 
     denoiser: nn.Module
     ema: EMA
     diffusion: GaussianDiffusion
     trajectory: TrajectoryNormalizer
-    learns_from: ClassVar[Literal["windows", "transitions", "futures"]] = "windows"
+    learns_from: ClassVar[Literal["windows", "transitions", "futures", "skills"]] = "windows"
+    # By attribute: a method that it has, and the hyper-parameters that it shares.
+    companions: ClassVar[dict[str, tuple[str, Sequence[str]]]] = {}
     # The best checkpoint is chosen so where validation does not roll out; None takes the last one.
     chosen_by: ClassVar[str | None] = "val/loss"
     _noise_seed: int | None = None  # where all noise of a run comes from
@@ -68,13 +74,29 @@ class DiffusionModule(pl.LightningModule, ABC):
 
     def chunked_policy(self, decide: ChunkFn, **options: Any) -> ChunkedPolicy:
         """A policy of this module's dimensions, device and precision."""
-        return ChunkedPolicy(
-            decide,
-            observation_dim=self.hparams["observation_dim"],
-            device=self.device,
-            dtype=self.float_dtype,
-            **options,
-        )
+        return ChunkedPolicy(decide, **self._policy_options(), **options)
+
+    def skill_policy(
+        self, choose: ChooseFn, decode: DecodeFn, *, n_action_steps: int | None = None
+    ) -> SkillPolicy:
+        """A policy by skills that act for so many steps, default the whole horizon.
+
+        Raises:
+            InputError: if that is longer than they were learned.
+        """
+        horizon = self.hparams["horizon"]
+        n_action_steps = horizon if n_action_steps is None else n_action_steps
+        if not 1 <= n_action_steps <= horizon:
+            raise InputError(f"{n_action_steps=} must lie between 1 and {horizon=}.")
+        options = self._policy_options()
+        return SkillPolicy(choose, decode, n_action_steps=n_action_steps, **options)
+
+    def _policy_options(self) -> dict[str, Any]:
+        return {
+            "observation_dim": self.hparams["observation_dim"],
+            "device": self.device,
+            "dtype": self.float_dtype,
+        }
 
     @staticmethod
     def check_shares(**shares: float) -> None:
@@ -156,6 +178,34 @@ class DiffusionModule(pl.LightningModule, ABC):
         with torch.inference_mode(False):
             return other.to(self.device, self.float_dtype).requires_grad_(False)
 
+    def embed_companions(self) -> None:
+        """Load each companion from the argument ``NAME_ckpt``, unless a checkpoint has brought it.
+
+        Raises:
+            InputError: if the argument is missing, or the companion does not fit.
+        """
+        for name, (ability, same) in self.companions.items():
+            if getattr(self, name) is not None:
+                continue
+            path = self.hparams[f"{name}_ckpt"]
+            if path is None:
+                raise InputError(
+                    f"{type(self).__name__} needs model.{name}_ckpt, the checkpoint it builds on."
+                )
+            setattr(self, name, self.load_companion(path, ability, same=same))
+        if self.companions and not self._fitted():
+            self.fit_normalizers(self.trainer.datamodule)  # type: ignore[attr-defined]
+
+    def train(self, mode: bool = True) -> Self:
+        """Companions stay in evaluation mode."""
+        super().train(mode)
+        for companion in self._companions().values():
+            companion.eval()
+        return self
+
+    def _companions(self) -> dict[str, DiffusionModule]:
+        return {name: found for name in self.companions if (found := getattr(self, name))}
+
     def setup(self, stage: str) -> None:
         """Fit the normalisers to the training data, unless a checkpoint brings them."""
         datamodule = getattr(self.trainer, "datamodule", None)
@@ -164,7 +214,8 @@ class DiffusionModule(pl.LightningModule, ABC):
         if stage == "fit":
             check_data(type(self), type(datamodule))
             self._check_discount(datamodule)
-        if not self._fitted():
+        # A companion, which statistics may depend on, may come with a checkpoint, after this.
+        if not self.companions and not self._fitted():
             self.fit_normalizers(datamodule)
 
     def _check_discount(self, datamodule: Any) -> None:
@@ -189,11 +240,20 @@ class DiffusionModule(pl.LightningModule, ABC):
             )
         if self._noise_seed is None:
             self._noise_seed = torch.initial_seed() % 2**32
+        self.embed_companions()
         self.train()  # a module that was loaded comes in evaluation mode
         if self.hparams.get("compile", False):
             for net in self.children():
                 if any(p.requires_grad for p in net.parameters()):
                     net.compile()
+
+    def on_validation_start(self) -> None:
+        """Have the companions here."""
+        self.embed_companions()
+
+    def on_test_start(self) -> None:
+        """Have the companions here."""
+        self.embed_companions()
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Seed the noise of batch k from (seed, rank, k).
@@ -262,14 +322,26 @@ class DiffusionModule(pl.LightningModule, ABC):
             clip(group["params"], gradient_clip_val)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Note the role and the seed of the noise; keep only arguments that the role takes."""
-        taken = inspect.signature(type(self).__init__).parameters
+        """Note the role, its companions and the seed of the noise; keep only arguments it takes."""
         hparams = checkpoint.get("hyper_parameters", {})
-        for name in set(hparams) - set(taken):  # the command line links dimensions to every role
+        for name in set(hparams) - set(self._arguments()):
             if not name.startswith("_"):
                 del hparams[name]
-        checkpoint[ROLE_KEY] = type(self).__name__
+        checkpoint |= self._identity()
         checkpoint["noise_seed"] = self._noise_seed
+
+    def _arguments(self) -> dict[str, Any]:
+        """Those of the constructor; the command line links dimensions to every role."""
+        taken = inspect.signature(type(self).__init__).parameters
+        return {name: value for name, value in self.hparams.items() if name in taken}
+
+    def _identity(self) -> dict[str, Any]:
+        """Of a checkpoint: what this is a model of, and what its companions are."""
+        companions = {
+            name: {"hyper_parameters": found._arguments(), **found._identity()}
+            for name, found in self._companions().items()
+        }
+        return {ROLE_KEY: type(self).__name__, "companions": companions}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse another role's or another environment's checkpoint, and go on with its noise."""
@@ -286,6 +358,8 @@ class DiffusionModule(pl.LightningModule, ABC):
                 )
         self._noise_seed = checkpoint["noise_seed"]
         self.loaded_step = checkpoint.get("global_step")
+        for name, found in checkpoint.get("companions", {}).items():
+            setattr(self, name, _as_begun(found).to(self.device).requires_grad_(False).eval())
 
     @classmethod
     def load_from_checkpoint(
@@ -302,14 +376,12 @@ class DiffusionModule(pl.LightningModule, ABC):
             InputError: if the file can not be read, holds code, or is of another role.
         """
         checkpoint = read_checkpoint(checkpoint_path, map_location or "cpu")
-        roles = {role.__name__: role for role in [cls, *_subclasses(cls)]}
-        role = roles.get(checkpoint.get(ROLE_KEY, ""))
-        if role is None:
+        if checkpoint.get(ROLE_KEY) not in _roles(cls):
             _check_role(checkpoint, cls, str(checkpoint_path))
         hparams = {**checkpoint.get("hyper_parameters", {}), **kwargs}
         for private in ("_instantiator", "_class_path"):
             hparams.pop(private, None)
-        module = role(**hparams)  # type: ignore[misc]
+        module = _roles(cls)[checkpoint[ROLE_KEY]](**hparams)
         module.on_load_checkpoint(checkpoint)
         module.load_state_dict(checkpoint["state_dict"])
         return module.eval()  # type: ignore[return-value]
@@ -326,6 +398,7 @@ def check_data(role: type[DiffusionModule], data: type) -> None:
             "windows": "SequenceData",
             "transitions": "TransitionData",
             "futures": "FutureData",
+            "skills": "SkillData",
         }[role.learns_from]
         raise InputError(
             f"{role.__name__} learns from {role.learns_from}, which {data.__name__} does not make: "
@@ -367,6 +440,17 @@ def _check_role(checkpoint: dict[str, Any], cls: type, name: str) -> None:
         )
 
 
-def _subclasses(cls: type) -> list[type]:
-    direct: list[type] = cls.__subclasses__()
-    return [*direct, *(deeper for sub in direct for deeper in _subclasses(sub))]
+def _as_begun(found: dict[str, Any]) -> DiffusionModule:
+    """A companion, with companions of its own, before its weights are there."""
+    module = _roles(DiffusionModule)[found[ROLE_KEY]](**found["hyper_parameters"])
+    for name, deeper in found["companions"].items():
+        setattr(module, name, _as_begun(deeper))
+    return module
+
+
+def _roles(cls: type) -> dict[str, Any]:
+    """This role, and those that are kinds of it, by name."""
+    found: dict[str, Any] = {cls.__name__: cls}
+    for sub in cls.__subclasses__():
+        found |= _roles(sub)
+    return found

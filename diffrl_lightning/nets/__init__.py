@@ -12,6 +12,7 @@ from diffrl_lightning.nets.ema import EMA
 from diffrl_lightning.nets.embeddings import SinusoidalEmbedding
 from diffrl_lightning.nets.inverse_dynamics import InverseDynamics
 from diffrl_lightning.nets.mlp import DenoisingMLP, ResidualMLP, TransitionMLP, mlp
+from diffrl_lightning.nets.skills import Normal, SkillCritic, SkillVAE
 from diffrl_lightning.nets.temporal_unet import TemporalUnet, check_horizon
 from diffrl_lightning.nets.transformer import ActionTransformer, DiT1d
 from diffrl_lightning.nets.value import TemporalValue, WindowValue
@@ -26,8 +27,11 @@ __all__ = [
     "DenoisingMLP",
     "DiT1d",
     "InverseDynamics",
+    "Normal",
     "ResidualMLP",
     "SinusoidalEmbedding",
+    "SkillCritic",
+    "SkillVAE",
     "TemporalUnet",
     "TemporalValue",
     "TransitionMLP",

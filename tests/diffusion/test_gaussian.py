@@ -88,6 +88,25 @@ def test_known_entries_carry_no_loss(prediction_type):
     assert torch.equal(loss, torch.zeros(len(x0)))
 
 
+@pytest.mark.parametrize("gamma", [0.5, 5.0])
+def test_snr_weights_are_those_of_an_error_of_the_clean_sample(gamma):
+    """A network that is off by a tenth in x0, whatever it predicts: 0.01 * min(SNR, gamma) on average."""
+    x0 = torch.randn(4000, 3, generator=torch.Generator().manual_seed(0))
+    snr = process().alphas_cumprod / (1 - process().alphas_cumprod)
+    expected = 0.01 * snr.clamp(max=gamma).mean().item()
+    for prediction_type in ("eps", "x0", "v"):
+        diffusion = process(prediction_type)
+
+        def denoise(xt, t, diffusion=diffusion):
+            wrong = x0 + 0.1
+            signal, noise = diffusion.signal_noise(t, 2)
+            return diffusion.target(wrong, (xt - signal * wrong) / noise, t)
+
+        g = torch.Generator().manual_seed(1)
+        loss = diffusion.loss(denoise, x0, snr_gamma=gamma, generator=g)
+        assert loss.mean().item() == pytest.approx(expected, rel=0.05)
+
+
 def test_rows_with_generators_of_their_own_do_not_depend_on_the_batch():
     x0, _, _ = draw()
     generators = [torch.Generator().manual_seed(i) for i in range(len(x0))]

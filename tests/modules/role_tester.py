@@ -3,8 +3,8 @@
 import lightning.pytorch as pl
 import torch
 
-from diffrl_lightning.modules import DiffusionModule
-from diffrl_lightning.nets import EMA
+from diffrl_lightning.data import SkillData
+from diffrl_lightning.modules import DiffusionModule, LatentDiffusion, LatentSkills
 
 
 def quiet_trainer(tmp_path, **options):
@@ -85,6 +85,30 @@ def saved(module, path):
     return str(path)
 
 
+def small_skills(dataset):
+    """Latent skills of a dataset as they begin."""
+    module = LatentSkills(3, 1, horizon=8, latent_dim=4, hidden_dim=16, num_layers=1)
+    module.fit_normalizers(ready(SkillData(str(dataset), horizon=8)))
+    return module.eval()
+
+
+def small_prior(dataset):
+    """A diffusion prior over such skills as it begins."""
+    module = LatentDiffusion(
+        3,
+        1,
+        horizon=8,
+        latent_dim=4,
+        hidden_dim=16,
+        num_blocks=1,
+        embed_dim=16,
+        num_train_timesteps=8,
+    )
+    module.skills = small_skills(dataset)
+    module.fit_normalizers(ready(SkillData(str(dataset), horizon=8)))
+    return module.eval()
+
+
 def check_role(
     module, datamodule, tmp_path, *, acts=True, noisy=True, loss=None, lr=3e-3, steps=60
 ):
@@ -109,7 +133,7 @@ def check_role(
 
 def averages(module):
     """All weights of each of the averages."""
-    nets = [part for part in module.modules() if isinstance(part, EMA)]
+    nets = [ema for ema, _ in module.averaged()]
     assert nets
     return [torch.cat([p.flatten() for p in net.parameters()]) for net in nets]
 

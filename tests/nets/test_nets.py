@@ -14,6 +14,8 @@ from diffrl_lightning.nets import (
     DiT1d,
     InverseDynamics,
     ResidualMLP,
+    SkillCritic,
+    SkillVAE,
     TemporalUnet,
     TemporalValue,
     TwinQ,
@@ -72,6 +74,7 @@ def chunks(backbone, observation_dim, action_dim, **kwargs):
         (partial(ResidualMLP, 3, cond_dim=11), 1_640_483),
         (partial(TwinQ, 11, 3, num_layers=3), 271_362),
         (partial(TwinQ, 11, 3), 139_778),
+        (partial(SkillCritic, 11, 16, hidden_dim=256, num_heads=1), 142_849),
         (partial(mlp, 11, 256, 1), 69_121),
         (partial(TemporalUnet, 6, dim_mults=(1, 4, 8)), 3_682_118),
         (partial(TemporalUnet, 14), 3_956_302),
@@ -91,6 +94,17 @@ def test_published_parameter_counts(make, parameters):
     with torch.device("meta"):  # shapes alone
         net = make()
     assert sum(p.numel() for p in net.parameters()) == parameters
+
+
+@pytest.mark.parametrize(
+    ("part", "parameters"),
+    [("encoder", 4_694_304), ("policy", 1_684_496), ("dynamics", 224_058), ("prior", 213_280)],
+)
+def test_published_parameter_counts_of_skills(part, parameters):
+    """LDCQ on AntMaze; its code has 89,344 more that are never used."""
+    with torch.device("meta"):
+        net = SkillVAE(29, 8, 16, hidden_dim=256, num_layers=4, min_std=0.01)
+    assert sum(p.numel() for p in getattr(net, part).parameters()) == parameters
 
 
 @pytest.mark.parametrize("horizon", [4, 12, 36])

@@ -1,0 +1,73 @@
+"""Acting by skills: one is chosen, then its decoder acts for a while."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from diffrl_lightning.policies.base import BatchPolicy
+from diffrl_lightning.types import Generators, InputError
+
+
+class ChooseFn(Protocol):
+    """Chooses skills; what a module lends to its policy."""
+
+    def __call__(self, states: Tensor, goals: Tensor | None, *, generator: Generators) -> Tensor:
+        """Skills (N, D) in states (N, O), for goals (N, G)."""
+
+
+class DecodeFn(Protocol):
+    """Acts by skills; what a module lends to its policy."""
+
+    def __call__(self, states: Tensor, skills: Tensor, *, generator: Generators) -> Tensor:
+        """Actions (N, A) in states (N, O), of skills (N, D)."""
+
+
+class SkillPolicy(BatchPolicy):
+    """Chooses a skill in each environment, lets it act for a while, then chooses anew.
+
+    Unlike a chunk of actions a skill sees every state that it leads to.
+
+    Args:
+        choose: chooses skills.
+        decode: acts by them.
+        n_action_steps: steps that a skill acts for.
+        options: those of :class:`BatchPolicy`.
+
+    Raises:
+        InputError: if an argument is out of range.
+    """
+
+    def __init__(
+        self, choose: ChooseFn, decode: DecodeFn, *, n_action_steps: int, **options: Any
+    ) -> None:
+        super().__init__(**options)
+        if n_action_steps < 1:
+            raise InputError(f"{n_action_steps=} must be at least 1.")
+        self.choose, self.decode, self.n_action_steps = choose, decode, n_action_steps
+        self._skills = torch.zeros(0, 0)  # (N, D)
+
+    @torch.no_grad()
+    def act(self, observations: Tensor) -> Tensor:
+        """Observations (N, O + G) -> actions (N, A)."""
+        self._observe(observations)
+        everyone = torch.arange(len(observations))
+        rows = self._due(self.n_action_steps).nonzero()[:, 0]
+        if len(rows):
+            goals = observations[rows, self.observation_dim :].to(self.device, self.dtype)
+            chosen = self.choose(
+                self._states(observations, rows),
+                goals if goals.shape[1] else None,
+                generator=self._noise(rows),
+            )
+            if len(self._skills) != len(observations):
+                self._skills = chosen.new_zeros(len(observations), chosen.shape[1])
+            self._skills[rows.to(chosen.device)] = chosen
+            self._age[rows] = 0
+        actions = self.decode(
+            self._states(observations, everyone), self._skills, generator=self._noise(everyone)
+        )
+        self._tick()
+        return actions.float().cpu()
