@@ -3,7 +3,14 @@
 All classes that a configuration may name are here, so that YAML says ``class_path: Diffuser``.
 """
 
-from diffrl_lightning.callbacks import MazeMap, PlanFigure, Rollout, SampleReport, SampleWriter
+from diffrl_lightning.callbacks import (
+    MazeMap,
+    PlanFigure,
+    Rollout,
+    SampleReport,
+    SampleWriter,
+    SkillFigure,
+)
 from diffrl_lightning.data import FutureData, SequenceData, SkillData, TransitionData
 from diffrl_lightning.modules import (
     IDQL,
@@ -52,6 +59,7 @@ __all__ = [
     "SampleWriter",
     "SequenceData",
     "SkillData",
+    "SkillFigure",
     "TrajectorySynthesizer",
     "TrajectoryValue",
     "TransitionData",

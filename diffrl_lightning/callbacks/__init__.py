@@ -6,5 +6,14 @@ from diffrl_lightning.callbacks.refill import Refill
 from diffrl_lightning.callbacks.rollout import Rollout
 from diffrl_lightning.callbacks.sample_report import SampleReport
 from diffrl_lightning.callbacks.sample_writer import SampleWriter
+from diffrl_lightning.callbacks.skill_figure import SkillFigure
 
-__all__ = ["MazeMap", "PlanFigure", "Refill", "Rollout", "SampleReport", "SampleWriter"]
+__all__ = [
+    "MazeMap",
+    "PlanFigure",
+    "Refill",
+    "Rollout",
+    "SampleReport",
+    "SampleWriter",
+    "SkillFigure",
+]

@@ -67,13 +67,13 @@ class MazeMap(pl.Callback):
         with torch.random.fork_rng(devices), torch.no_grad():
             torch.manual_seed(0)
             order = torch.randperm(len(data))[: self.num_points]
-            batch = _to(data[order], pl_module.device)
+            batch = to_device(data[order], pl_module.device)
             states, values = pl_module.place_values(batch)
             futures = []
             if hasattr(pl_module, "sample_futures"):
                 futures = self._futures(maze, batch, pl_module)
         if futures:
-            distance = float(np.mean([_distance(maze, *pair) for _, *pair in futures]))
+            distance = float(np.mean([cell_distance(maze, *pair) for _, *pair in futures]))
             pl_module.log("val/occupancy_distance", distance, rank_zero_only=True)
         points = (states[:, :2].cpu().numpy(), values.cpu().numpy())
         figure = draw_map(maze, *points, squares=self.squares, futures=futures)
@@ -87,15 +87,10 @@ class MazeMap(pl.Callback):
         self, maze: Maze, batch: dict[str, Tensor], module: Any
     ) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """Positions of steps in one cell, of the data's futures and of the model's, for some cells."""
-        cells = maze.to_cells(batch["observations"][:, :2].cpu().numpy())
-        index = np.ravel_multi_index(tuple(cells.T), maze.walls.shape)
-        numbers, counts = np.unique(index, return_counts=True)
-        often = numbers[np.argsort(-counts, kind="stable")]
         found: list[Any] = []
-        # Spread over the cells from the most visited one to the middle of the list.
-        middle, count = max(1, len(often) // 2), max(1, self.num_starts)
-        for number in often[:middle][:: max(1, middle // count)][: self.num_starts]:
-            rows = torch.from_numpy(np.flatnonzero(index == number)).to(module.device)
+        positions = batch["observations"][:, :2].cpu().numpy()
+        for cell in busy_cells(maze, positions, self.num_starts):
+            rows = torch.from_numpy(cell).to(module.device)
             states = batch["observations"][rows]
             drawn = module.sample_futures(states, num_samples=4).flatten(0, 1)
             real = batch["future_observations"][rows]
@@ -110,11 +105,26 @@ class MazeMap(pl.Callback):
         return maze
 
 
-def _to(batch: Any, device: torch.device) -> dict[str, Tensor]:
+def to_device(batch: Any, device: torch.device) -> dict[str, Tensor]:
+    """A batch where a module is."""
     return {name: value.to(device) for name, value in batch.items()}
 
 
-def _distance(maze: Maze, first: np.ndarray, second: np.ndarray) -> float:
+def busy_cells(maze: Maze, xy: np.ndarray, count: int) -> list[np.ndarray]:
+    """Rows of positions (N, 2) that lie in one cell, for some cells, from the most visited one on.
+
+    They are spread over the cells from that one to the middle of the list.
+    """
+    cells = maze.to_cells(xy)
+    index = np.ravel_multi_index(tuple(cells.T), maze.walls.shape)
+    numbers, counts = np.unique(index, return_counts=True)
+    often = numbers[np.argsort(-counts, kind="stable")]
+    middle = max(1, len(often) // 2)
+    step = max(1, middle // max(1, count))
+    return [np.flatnonzero(index == number) for number in often[:middle][::step][:count]]
+
+
+def cell_distance(maze: Maze, first: np.ndarray, second: np.ndarray) -> float:
     """Total variation between positions (N, 2) and (M, 2) as shares of cells, from 0 to 1."""
     shares = []
     for xy in (first, second):
@@ -171,7 +181,7 @@ def draw_map(
     for axis in axes[1:, 0]:
         axis.set_axis_off()
     for column, (starts, real, drawn) in enumerate(futures, 1):
-        title = f"model: {_distance(maze, real, drawn):.2f} elsewhere"
+        title = f"model: {cell_distance(maze, real, drawn):.2f} elsewhere"
         for axis, points, name in zip(axes[:, column], (real, drawn), ("data", title), strict=True):
             draw_walls(axis, maze)
             axis.plot(*points[:2_000].T, ".", color="tab:blue", ms=2, alpha=0.4, zorder=2)

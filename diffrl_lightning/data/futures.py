@@ -95,7 +95,7 @@ class Futures(Transitions):
 
 
 def cut_geometric(part: Tensor, most: Tensor, log_discount: float) -> Tensor:
-    """The k from 1 to ``most`` (B,) up to which lies this part (B,) of a geometric distribution, cut off."""
+    """The k up to which lies this part (B,) of a geometric distribution, cut off at ``most`` (B,)."""
     reached = -torch.expm1(most * log_discount)  # the chance to lie inside
     return (torch.log1p(-part * reached) / log_discount).ceil().minimum(most).clamp(min=1)
 

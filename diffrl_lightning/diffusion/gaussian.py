@@ -159,8 +159,8 @@ class GaussianDiffusion(nn.Module):
         return error.flatten(1).mean(1)
 
     def _snr_weight(self, t: Tensor, gamma: float, ndim: int) -> Tensor:
-        """min(SNR, gamma) of steps (B,) for an error of x0, shaped (B, 1, ...); as much for eps and v."""
+        """min(SNR, gamma) at steps (B,) for an error of x0, and as much for eps and v: (B, 1, ...)."""
         signal, noise = self.signal_noise(t, ndim)
         snr = (signal / noise).square()
-        size = {"x0": 1.0, "eps": snr, "v": snr + 1}[self.prediction_type]
-        return snr.clamp(max=gamma) / size
+        size = {"x0": torch.ones_like(snr), "eps": snr, "v": snr + 1}
+        return snr.clamp(max=gamma) / size[self.prediction_type]

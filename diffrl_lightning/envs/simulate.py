@@ -14,9 +14,10 @@ from diffrl_lightning.types import InputError
 def simulate(
     env: gym.Env, observations: np.ndarray, actions: np.ndarray, *, show_progress: bool = True
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """One step from each state, in a planar MuJoCo environment (Hopper, HalfCheetah, Walker2d).
+    """One step from each state, in planar MuJoCo (Hopper, HalfCheetah, Walker2d) or in PointMaze.
 
-    Their observations are all positions but the first, which nothing depends on, and all velocities.
+    Observations of the former are all positions but the first, which nothing depends on, and all
+    velocities; those of PointMaze are all of both. Its rewards are about a goal, and are 0 here.
 
     Args:
         env: such an environment.
@@ -31,22 +32,25 @@ def simulate(
     Raises:
         InputError: if the environment can not be set so.
     """
-    base: Any = env.unwrapped
+    base: Any = getattr(env.unwrapped, "point_env", env.unwrapped)
     model = getattr(base, "model", None)
     positions = getattr(model, "nq", 0)
-    if model is None or positions != model.nv or observations.shape[1] != 2 * positions - 1:
+    hidden = 2 * positions - observations.shape[1]  # positions that are not observed
+    if model is None or positions != model.nv or hidden not in (0, 1):
         raise InputError(
             f"{env.spec.id if env.spec else env} can not be set to a state by its observation: "
-            "use Hopper, HalfCheetah or Walker2d, or simulate nothing."
+            "use Hopper, HalfCheetah, Walker2d or PointMaze, or simulate nothing."
         )
     env.reset(seed=0)
-    qpos = np.concatenate([np.zeros((len(observations), 1)), observations[:, : positions - 1]], 1)
-    qvel = observations[:, positions - 1 :].astype(np.float64)
+    seen = positions - hidden
+    qpos = np.concatenate([np.zeros((len(observations), hidden)), observations[:, :seen]], 1)
+    qvel = observations[:, seen:].astype(np.float64)
     following, rewards = np.empty_like(observations), np.empty(len(observations), np.float32)
     silent = None if show_progress else True  # None: where no one looks
     rows = tqdm(range(len(observations)), desc="Simulating", leave=False, disable=silent)
     for i in rows:
         base.set_state(qpos[i], qvel[i])
         following[i], rewards[i], *_ = base.step(actions[i])
-    bound = np.inf if base.spec.id.startswith("HalfCheetah") else 10 - 1e-3
+    unbounded = hidden == 0 or base.spec.id.startswith("HalfCheetah")
+    bound = np.inf if unbounded else 10 - 1e-3
     return following, rewards, np.all(np.abs(qvel) < bound, 1)

@@ -451,6 +451,7 @@ def _as_begun(found: dict[str, Any]) -> DiffusionModule:
 def _roles(cls: type) -> dict[str, Any]:
     """This role, and those that are kinds of it, by name."""
     found: dict[str, Any] = {cls.__name__: cls}
-    for sub in cls.__subclasses__():
+    subclasses: list[type] = cls.__subclasses__()
+    for sub in subclasses:
         found |= _roles(sub)
     return found

@@ -52,10 +52,10 @@ class LatentDiffusion(DiffusionModule):
         embed_dim: width of the state's embedding.
         cond_drop_prob: chance that a sample's state is dropped in training.
         num_train_timesteps: T.
-        beta_schedule: noise schedule; of the last step's signal less than 1e-2 (abar) may be left.
+        beta_schedule: noise schedule, whose last step leaves less than 1e-2 of the signal.
         prediction_type: what the denoiser predicts.
-        snr_gamma: bound of a step's weight, which is small at noisy steps, where the shares of modes are
-            decided: with few updates None, for equal weights, keeps them better.
+        snr_gamma: bound of a step's weight, which is small at noisy steps, where the shares of modes
+            are decided: with few updates None, for equal weights, keeps them better.
         lr: learning rate.
         lr_schedule: keep the rate, or let it fall to 0 along a cosine over the whole run.
         weight_decay: decoupled weight decay.

@@ -21,7 +21,8 @@ class LatentQ(DiffusionModule):
 
     For a chunk that took k steps from s to s', with its skill z and the candidates C(s') of the prior::
 
-        Q_i(s, z) -> sum_j discount^j r_j + discount^k min_l Q'_l(s', argmax_{z' in C(s')} Q'_{1-i}(s', z'))
+        Q_i(s, z)  ->  sum_j discount^j r_j + discount^k min_l Q'_l(s', z*),
+        z* = argmax_{z' in C(s')} Q'_{1-i}(s', z')
 
     and nothing follows where the episode really ended. No critic is asked about a skill that the prior
     would not draw (batch-constrained, double Q-learning). Candidates of all chunks are drawn once,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,11 +24,12 @@ class LatentSkills(DiffusionModule):
 
     The loss of a chunk, with sums over its real steps::
 
-        - sum_t log pi(a_t | s_t, z) / H - log p(s_H | s_0, sg z) / H + kl_weight KL(q(z | s, a) || p(z | s_0)) / H
+        [ - sum_t log pi(a_t | s_t, z) - log p(s_H | s_0, sg z) + kl_weight KL(q || p) ] / H
 
-    Here z is drawn from the encoder q; the policy pi decodes a skill in closed loop, one entry of the
-    action after the other; the prior p(z | s_0) is learned. The end of the chunk, the state behind its
-    last step, is decoded from a z that gradients do not reach: it does not shape the latent.
+    Here z is drawn from the encoder q(z | s, a), and p is the learned prior p(z | s_0). The policy pi
+    decodes a skill in closed loop, one entry of the action after the other. The end of the chunk, the
+    state behind its last step, is decoded from a z that gradients do not reach: it does not shape the
+    latent.
 
     Validation logs how far decoded actions are from those of held-out chunks, in their own states, and
     decoded ends from theirs, given the start alone: root mean squares of normalised entries, with z the
@@ -94,6 +95,11 @@ class LatentSkills(DiffusionModule):
         self.trajectory = TrajectoryNormalizer(normalizer, observation_dim, action_dim, "limits")
         self.errors = nn.ModuleDict({name: MeanMetric() for name in _ERRORS})
 
+    @property
+    def _nets(self) -> SkillVAE:
+        """The averaged networks."""
+        return cast(SkillVAE, self.ema.net)
+
     def averaged(self) -> list[tuple[EMA, nn.Module]]:
         """The average follows all networks."""
         return [(self.ema, self.vae)]
@@ -120,16 +126,16 @@ class LatentSkills(DiffusionModule):
         """The loss, and the errors of decoded actions and ends."""
         super().validation_step(batch, batch_idx)
         states, actions, end = self._normalized(batch)
-        nets, mask = self.ema.net, batch["mask"]
+        nets, mask = self._nets, batch["mask"]
         latents = {
             "": nets.encoder(states, actions, mask).mean,
             "_prior": nets.prior(states[:, 0]).mean,
         }
         for name, z in latents.items():
             chunk = torch.cat([states, z[:, None].expand(-1, self.horizon, -1)], -1)
-            wrong = (nets.policy.act(chunk)[mask] - actions[mask]).square().mean()
+            wrong = (nets.policy.act(chunk)[mask] - actions[mask]).square().mean()  # type: ignore[operator]
             self.errors[f"action_error{name}"].update(wrong)
-            ends = nets.end(states[:, 0], z).mean
+            ends = nets.end(states[:, 0], z).mean  # type: ignore[operator]
             self.errors[f"end_error{name}"].update((ends - end).square().mean())
 
     def on_validation_epoch_end(self) -> None:
@@ -141,11 +147,11 @@ class LatentSkills(DiffusionModule):
     def encode(self, batch: SkillBatch) -> Normal:
         """The skills (B, D) that chunks show."""
         states, actions, _ = self._normalized(batch)
-        return self.ema.net.encoder(states, actions, batch["mask"])
+        return self._nets.encoder(states, actions, batch["mask"])
 
     def skill_prior(self, states: Tensor) -> Normal:
         """The Gaussian over skills (N, D) in states (N, O) that the encoder was held to."""
-        return self.ema.net.prior(self.trajectory.observations.normalize(states))
+        return self._nets.prior(self.trajectory.observations.normalize(states))
 
     def decode(
         self,
@@ -168,20 +174,27 @@ class LatentSkills(DiffusionModule):
         if temperature:
             shape = (len(states), self.action_dim)
             noise = temperature * randn(shape, generator=generator, like=states)
-        actions = self.ema.net.policy.act(x, noise).clamp(-1, 1)
+        actions = self._nets.policy.act(x, noise).clamp(-1, 1)
         return self.trajectory.actions.unnormalize(actions)
 
     def ends(self, states: Tensor, skills: Tensor) -> Tensor:
         """The states (N, O) that skills (N, D) are expected to lead to, in environment units."""
         states = self.trajectory.observations.normalize(states)
-        return self.trajectory.observations.unnormalize(self.ema.net.end(states, skills).mean)
+        return self.trajectory.observations.unnormalize(self._nets.end(states, skills).mean)
+
+    def sample_skills(
+        self, states: Tensor, num_samples: int = 1, *, generator: Generators = None
+    ) -> Tensor:
+        """Skills (N, num_samples, D) drawn from the learned Gaussian prior in states (N, O)."""
+        prior = self.skill_prior(states.repeat_interleave(num_samples, 0))
+        noise = randn(prior.mean.shape, generator=generator, like=prior.mean)
+        return (prior.mean + prior.std * noise).unflatten(0, (len(states), num_samples))
 
     def choose(
         self, states: Tensor, goals: Tensor | None, *, generator: Generators = None
     ) -> Tensor:
         """Skills (N, D) drawn from the learned Gaussian prior, whatever the goal."""
-        prior = self.skill_prior(states)
-        return prior.mean + prior.std * randn(prior.mean.shape, generator=generator, like=states)
+        return self.sample_skills(states, generator=generator)[:, 0]
 
     def make_policy(
         self, *, n_action_steps: int | None = None, action_temperature: float = 0.0
@@ -206,4 +219,3 @@ class LatentSkills(DiffusionModule):
             data.actions.normalize(batch["actions"]),
             data.observations.normalize(batch["next_observations"]),
         )
-

@@ -217,9 +217,7 @@ class _Heads(nn.Module):
         super().__init__()
         self.min_std = min_std
         self.mean, self.spread = (
-            nn.Sequential(
-                nn.Linear(in_dim, hidden_dim), nn.ReLU(), nn.Linear(hidden_dim, out_dim)
-            )
+            nn.Sequential(nn.Linear(in_dim, hidden_dim), nn.ReLU(), nn.Linear(hidden_dim, out_dim))
             for _ in range(2)
         )
 

@@ -90,7 +90,7 @@ def test_known_entries_carry_no_loss(prediction_type):
 
 @pytest.mark.parametrize("gamma", [0.5, 5.0])
 def test_snr_weights_are_those_of_an_error_of_the_clean_sample(gamma):
-    """A network that is off by a tenth in x0, whatever it predicts: 0.01 * min(SNR, gamma) on average."""
+    """A network that is off by a tenth in x0, whatever it predicts: 0.01 min(SNR, gamma)."""
     x0 = torch.randn(4000, 3, generator=torch.Generator().manual_seed(0))
     snr = process().alphas_cumprod / (1 - process().alphas_cumprod)
     expected = 0.01 * snr.clamp(max=gamma).mean().item()

@@ -1,4 +1,4 @@
-"""LatentDiffusion: the modes of skills, guidance, planning, what it refuses, and what every role must do."""
+"""LatentDiffusion: modes of skills, guidance, plans, what it refuses, what every role must do."""
 
 from types import SimpleNamespace
 
@@ -50,7 +50,7 @@ def test_the_skills_travel_in_the_checkpoint_and_stay_as_they_are(
 
 
 class TwoWays(torch.nn.Module):
-    """Skills whose first entry is 1 or -1 as the batch has it; they lead that far along the first axis."""
+    """Skills whose first entry is 1 or -1, as the batch has it; they lead so far along an axis."""
 
     def __init__(self):
         super().__init__()
@@ -64,7 +64,7 @@ class TwoWays(torch.nn.Module):
 
 
 def junction(n):
-    """Skills 1 in 30 % and -1 in 70 % of the states to the right of 0, the other way round to the left."""
+    """Skills 1 in 30 % and -1 in 70 % of the states to the right of 0; to the left the other way."""
     states = torch.randn(n, 1, 3)
     right = torch.rand(n) < torch.where(states[:, 0, 0] > 0, 0.3, 0.7)
     z = torch.zeros(n, 4)
@@ -89,7 +89,7 @@ def at_a_junction():
 
 
 def shares(module, **sampling):
-    """Of samples to the right, in a state on the right and one on the left; and how many are neither."""
+    """Of samples to the right, in a state on the right and one on the left; and of neither."""
     states = torch.tensor([[1.0, 0, 0], [-1.0, 0, 0]])
     with torch.no_grad():
         z = module.latents.unnormalize(module.sample_skills(states, 1000, **sampling))[..., 0]
@@ -124,7 +124,7 @@ def test_plans_come_close_to_their_goals(at_a_junction):
 
 
 def test_the_last_step_must_leave_no_signal():
-    with pytest.raises(InputError, match="leaves 0.36 of the signal"):
+    with pytest.raises(InputError, match=r"leaves 0\.36 of the signal"):
         small(beta_schedule="linear", num_train_timesteps=100)
     small(beta_schedule="linear", num_train_timesteps=500)
     assert small(num_train_timesteps=100).diffusion.alphas_cumprod[-1] < 1e-2

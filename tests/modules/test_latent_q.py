@@ -32,7 +32,9 @@ def test_role(tmp_path, pendulum_file, prior_ckpt):
 
 # Of five states in a row, three skills: (one to the left, two to the right, to the last at once).
 LENGTHS = torch.tensor([1, 2, 3])
-PROPOSED = torch.tensor([[0, 1], [0, 1], [0, 0], [0, 1], [0, 1]])  # skills that the prior draws, by state
+PROPOSED = torch.tensor(
+    [[0, 1], [0, 1], [0, 0], [0, 1], [0, 1]]
+)  # skills that the prior draws, by state
 DISCOUNT = 0.9
 
 
@@ -144,7 +146,7 @@ def test_candidates_are_the_same_whenever_a_run_goes_on(tmp_path, pendulum_file,
 def test_candidates_that_do_not_fit_are_refused(tmp_path, pendulum_file, prior_ckpt):
     data = SkillData(str(pendulum_file), horizon=8)
     module = small(prior_ckpt=prior_ckpt, max_memory_gib=1e-6)
-    with pytest.raises(InputError, match="raise model.max_memory_gib"):
+    with pytest.raises(InputError, match=r"raise model\.max_memory_gib"):
         quiet_trainer(tmp_path, max_steps=1).fit(module, data)
 
 
@@ -162,7 +164,5 @@ def test_refuses(wrong, match):
 
 
 def test_it_needs_a_prior(tmp_path, pendulum_file):
-    with pytest.raises(InputError, match="needs model.prior_ckpt"):
-        quiet_trainer(tmp_path, max_steps=1).fit(
-            small(), SkillData(str(pendulum_file), horizon=8)
-        )
+    with pytest.raises(InputError, match=r"needs model\.prior_ckpt"):
+        quiet_trainer(tmp_path, max_steps=1).fit(small(), SkillData(str(pendulum_file), horizon=8))

@@ -107,7 +107,10 @@ def test_skills_tell_what_the_state_does_not():
         optimizer.step()
         module.ema.update(module.vae, step + 1)
     held_out = batch(500)
-    skills, prior = module.encode(held_out).mean, module.skill_prior(held_out["observations"][:, 0]).mean
+    skills, prior = (
+        module.encode(held_out).mean,
+        module.skill_prior(held_out["observations"][:, 0]).mean,
+    )
     first, action = held_out["observations"][:, 0], held_out["actions"][:, 0]
 
     def errors(z):

@@ -14,7 +14,9 @@ class Recorder:
         self.calls = []
 
     def choose(self, states, goals, *, generator):
-        self.calls.append((states.clone(), goals, torch.stack([g.get_state()[:8] for g in generator])))
+        self.calls.append(
+            (states.clone(), goals, torch.stack([g.get_state()[:8] for g in generator]))
+        )
         return torch.full((len(states), 1), float(len(self.calls)))
 
     def decode(self, states, skills, *, generator):
