@@ -134,9 +134,9 @@ class LatentSkills(DiffusionModule):
         for name, z in latents.items():
             chunk = torch.cat([states, z[:, None].expand(-1, self.horizon, -1)], -1)
             wrong = (nets.policy.act(chunk)[mask] - actions[mask]).square().mean()  # type: ignore[operator]
-            self.errors[f"action_error{name}"].update(wrong)
+            self.errors[f"action_error{name}"].update(wrong)  # type: ignore[operator]
             ends = nets.end(states[:, 0], z).mean  # type: ignore[operator]
-            self.errors[f"end_error{name}"].update((ends - end).square().mean())
+            self.errors[f"end_error{name}"].update((ends - end).square().mean())  # type: ignore[operator]
 
     def on_validation_epoch_end(self) -> None:
         """Log the errors of the whole validation."""
