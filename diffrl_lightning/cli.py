@@ -18,7 +18,8 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from diffrl_lightning.callbacks import Rollout, SampleWriter
 from diffrl_lightning.modules import DiffusionModule, Synthesizer
-from diffrl_lightning.modules.base import ROLE_KEY, check_data, read_checkpoint
+from diffrl_lightning.modules.base import check_data
+from diffrl_lightning.modules.checkpoints import ROLE_KEY, read_checkpoint
 from diffrl_lightning.types import InputError
 
 _LINKS = ("observation_dim", "action_dim", "goal_dim", "horizon", "stride", "num_origins")
@@ -97,8 +98,11 @@ class DiffRLCLI(LightningCLI):
                 f"asks for {wanted}: give a checkpoint or a configuration of the same role."
             )
         hparams = checkpoint["hyper_parameters"]
-        for private in ("_instantiator", "_class_path", *_LINKS):
-            hparams.pop(private, None)
+        given = config.model.get("init_args") or {}
+        # Where other checkpoints lie by now is not a matter of this one.
+        moved = [name for name in hparams if name.endswith("_ckpt") and given.get(name)]
+        for name in ("_instantiator", "_class_path", *_LINKS, *moved):
+            hparams.pop(name, None)
         model = {"class_path": config.model.class_path, "init_args": hparams}
         self.config = self.parser.parse_object(
             {self.config.subcommand: {"model": model}}, self.config

@@ -103,9 +103,14 @@ def test_judges_go_round(role, tmp_path, monkeypatch, pendulum_file):
     name = config_name(role)
     args = fit_args(pendulum_file, *companions(name, tmp_path, pendulum_file), role=name)
     main(args)
-    main([*args, "--trainer.max_steps=45", f"--ckpt_path={CHECKPOINTS / 'last.ckpt'}"])
+    elsewhere = tmp_path / "elsewhere"  # what it learns from has moved
+    elsewhere.mkdir()
     for file in tmp_path.glob("*.ckpt"):
-        file.unlink()  # what it learned from is needed no more
+        file.rename(elsewhere / file.name)
+    args = [a.replace(f"{tmp_path}/", f"{elsewhere}/") if "_ckpt=" in a else a for a in args]
+    main([*args, "--trainer.max_steps=45", f"--ckpt_path={CHECKPOINTS / 'last.ckpt'}"])
+    for file in elsewhere.glob("*.ckpt"):
+        file.unlink()  # and is needed no more
     module = DiffusionModule.load_from_checkpoint(CHECKPOINTS / "best.ckpt")
     assert isinstance(module, role)
     if role is DiffusedValue:

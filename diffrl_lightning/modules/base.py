@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from diffrl_lightning.diffusion import GaussianDiffusion
+from diffrl_lightning.modules.checkpoints import ROLE_KEY, check_role, read_checkpoint, roles
 from diffrl_lightning.modules.optimization import make_optimizer
 from diffrl_lightning.nets import EMA
 from diffrl_lightning.normalizers import Normalizer, TrajectoryNormalizer
 from diffrl_lightning.policies import ChooseFn, ChunkedPolicy, ChunkFn, DecodeFn, SkillPolicy
 from diffrl_lightning.types import InputError, Policy
 
-ROLE_KEY = "diffrl_role"
 # What two models of noised trajectories have in common where one is of use to the other.
 SAME_TRAJECTORIES = (
     "observation_dim",
@@ -345,7 +345,7 @@ class DiffusionModule(pl.LightningModule, ABC):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse another role's or another environment's checkpoint, and go on with its noise."""
-        _check_role(checkpoint, type(self), "the checkpoint")
+        check_role(checkpoint, type(self), "the checkpoint")
         hparams = checkpoint["hyper_parameters"]
         for name in ("observation_dim", "action_dim", "goal_dim", "num_origins"):
             if name not in hparams:  # this role does not take it
@@ -359,7 +359,8 @@ class DiffusionModule(pl.LightningModule, ABC):
         self._noise_seed = checkpoint["noise_seed"]
         self.loaded_step = checkpoint.get("global_step")
         for name, found in checkpoint.get("companions", {}).items():
-            setattr(self, name, _as_begun(found).to(self.device).requires_grad_(False).eval())
+            companion = _as_begun(found).to(self.device, self.float_dtype)
+            setattr(self, name, companion.requires_grad_(False).eval())
 
     @classmethod
     def load_from_checkpoint(
@@ -376,12 +377,12 @@ class DiffusionModule(pl.LightningModule, ABC):
             InputError: if the file can not be read, holds code, or is of another role.
         """
         checkpoint = read_checkpoint(checkpoint_path, map_location or "cpu")
-        if checkpoint.get(ROLE_KEY) not in _roles(cls):
-            _check_role(checkpoint, cls, str(checkpoint_path))
+        if checkpoint.get(ROLE_KEY) not in roles(cls):
+            check_role(checkpoint, cls, str(checkpoint_path))
         hparams = {**checkpoint.get("hyper_parameters", {}), **kwargs}
         for private in ("_instantiator", "_class_path"):
             hparams.pop(private, None)
-        module = _roles(cls)[checkpoint[ROLE_KEY]](**hparams)
+        module = roles(cls)[checkpoint[ROLE_KEY]](**hparams)
         module.on_load_checkpoint(checkpoint)
         module.load_state_dict(checkpoint["state_dict"])
         return module.eval()  # type: ignore[return-value]
@@ -406,52 +407,9 @@ def check_data(role: type[DiffusionModule], data: type) -> None:
         )
 
 
-def read_checkpoint(path: Any, map_location: Any = "cpu") -> dict[str, Any]:
-    """A checkpoint's dictionary, of tensors and plain values only.
-
-    Raises:
-        InputError: if there is no such file, or it is damaged, or it holds pickled objects.
-    """
-    try:
-        checkpoint = torch.load(path, map_location=map_location, weights_only=True)
-    except FileNotFoundError:
-        raise InputError(f"There is no checkpoint {path!r}: correct its path.") from None
-    except Exception as error:  # torch raises many kinds on damaged files
-        if "weights_only" in str(error) or "Unsupported" in str(error):
-            raise InputError(
-                f"{path!r} holds pickled objects, which could run code and are not loaded: use a "
-                "checkpoint that this library wrote."
-            ) from error
-        raise InputError(
-            f"{path!r} is damaged or no checkpoint ({type(error).__name__}): use an earlier one."
-        ) from error
-    needed = {"state_dict", "hyper_parameters"}
-    if not isinstance(checkpoint, dict) or not needed <= checkpoint.keys():
-        raise InputError(f"{path!r} is no checkpoint of this library: give one that it wrote.")
-    return checkpoint
-
-
-def _check_role(checkpoint: dict[str, Any], cls: type, name: str) -> None:
-    role = checkpoint.get(ROLE_KEY)
-    if role != cls.__name__:
-        raise InputError(
-            f"{name!r} holds {role or 'no role of this library'}, not {cls.__name__}: give a "
-            f"{cls.__name__} checkpoint, or load it with DiffusionModule.load_from_checkpoint."
-        )
-
-
 def _as_begun(found: dict[str, Any]) -> DiffusionModule:
     """A companion, with companions of its own, before its weights are there."""
-    module = _roles(DiffusionModule)[found[ROLE_KEY]](**found["hyper_parameters"])
+    module = roles(DiffusionModule)[found[ROLE_KEY]](**found["hyper_parameters"])
     for name, deeper in found["companions"].items():
         setattr(module, name, _as_begun(deeper))
     return module
-
-
-def _roles(cls: type) -> dict[str, Any]:
-    """This role, and those that are kinds of it, by name."""
-    found: dict[str, Any] = {cls.__name__: cls}
-    subclasses: list[type] = cls.__subclasses__()
-    for sub in subclasses:
-        found |= _roles(sub)
-    return found
