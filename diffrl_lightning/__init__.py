@@ -11,7 +11,7 @@ from diffrl_lightning.callbacks import (
     SampleWriter,
     SkillFigure,
 )
-from diffrl_lightning.data import FutureData, SequenceData, SkillData, TransitionData
+from diffrl_lightning.data import ChunkData, FutureData, SequenceData, TransitionData
 from diffrl_lightning.modules import (
     IDQL,
     TD3BC,
@@ -39,6 +39,7 @@ __all__ = [
     "IDQL",
     "TD3BC",
     "BehaviourCloning",
+    "ChunkData",
     "DataSynthesizer",
     "DecisionDiffuser",
     "DiffusedValue",
@@ -58,7 +59,6 @@ __all__ = [
     "SampleReport",
     "SampleWriter",
     "SequenceData",
-    "SkillData",
     "SkillFigure",
     "TrajectorySynthesizer",
     "TrajectoryValue",

@@ -60,7 +60,7 @@ class SequenceBatch(TypedDict):
     mask: Tensor  # (B, H) bool, False on padded steps
 
 
-class SkillBatch(SequenceBatch):
+class ChunkBatch(SequenceBatch):
     """Chunks of an episode with what came after them, in environment units."""
 
     next_observations: Tensor  # (B, O) the state behind the chunk's last real step

@@ -47,7 +47,7 @@ class OfflineData(pl.LightningDataModule, ABC):
         pin_memory: copy batches to page-locked memory, for CUDA.
     """
 
-    makes: ClassVar[Literal["windows", "transitions", "futures", "skills"]]
+    makes: ClassVar[Literal["windows", "transitions", "futures", "chunks"]]
 
     def __init__(
         self,

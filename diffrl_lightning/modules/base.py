@@ -52,7 +52,7 @@ class DiffusionModule(pl.LightningModule, ABC):
     ema: EMA
     diffusion: GaussianDiffusion
     trajectory: TrajectoryNormalizer
-    learns_from: ClassVar[Literal["windows", "transitions", "futures", "skills"]] = "windows"
+    learns_from: ClassVar[Literal["windows", "transitions", "futures", "chunks"]] = "windows"
     # By attribute: a method that it has, and the hyper-parameters that it shares.
     companions: ClassVar[dict[str, tuple[str, Sequence[str]]]] = {}
     # The best checkpoint is chosen so where validation does not roll out; None takes the last one.
@@ -399,7 +399,7 @@ def check_data(role: type[DiffusionModule], data: type) -> None:
             "windows": "SequenceData",
             "transitions": "TransitionData",
             "futures": "FutureData",
-            "skills": "SkillData",
+            "chunks": "ChunkData",
         }[role.learns_from]
         raise InputError(
             f"{role.__name__} learns from {role.learns_from}, which {data.__name__} does not make: "

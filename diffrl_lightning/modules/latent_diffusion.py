@@ -23,7 +23,7 @@ from diffrl_lightning.modules.base import SAME_SKILLS, DiffusionModule
 from diffrl_lightning.nets import EMA, ConditionalDenoiser, ResidualMLP
 from diffrl_lightning.normalizers import make_normalizer
 from diffrl_lightning.policies import SkillPolicy
-from diffrl_lightning.types import Generators, InputError, SkillBatch
+from diffrl_lightning.types import ChunkBatch, Generators, InputError
 
 _MOST_ENCODED = 20_000  # chunks that the latents' statistics are of
 _MOST_SIGNAL = 1e-2
@@ -66,7 +66,7 @@ class LatentDiffusion(DiffusionModule):
         InputError: if the schedule leaves a signal, or an argument is out of range.
     """
 
-    learns_from = "skills"
+    learns_from = "chunks"
     companions: ClassVar = {"skills": ("skill_prior", SAME_SKILLS)}
 
     def __init__(
@@ -150,11 +150,11 @@ class LatentDiffusion(DiffusionModule):
         return torch.cat([self.encode(_moved(data[part], self.device)) for part in bar])
 
     @torch.no_grad()
-    def encode(self, batch: SkillBatch) -> Tensor:
+    def encode(self, batch: ChunkBatch) -> Tensor:
         """The skills (B, D) that chunks show, normalised: the means of the encoder."""
         return self.latents.normalize(self.skills.encode(batch).mean)
 
-    def compute_loss(self, batch: SkillBatch) -> tuple[Tensor, dict[str, Tensor]]:
+    def compute_loss(self, batch: ChunkBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Weighted squared error of the denoised skill."""
         known = self._encoded
         latents = known[batch["chunks"]] if self.training and known is not None else None

@@ -13,7 +13,7 @@ from diffrl_lightning.diffusion import Sampler, check_sampling, choose
 from diffrl_lightning.modules.base import SAME_SKILLS, DiffusionModule
 from diffrl_lightning.nets import EMA, SkillCritic
 from diffrl_lightning.policies import SkillPolicy
-from diffrl_lightning.types import Generators, InputError, SkillBatch
+from diffrl_lightning.types import ChunkBatch, Generators, InputError
 
 
 class LatentQ(DiffusionModule):
@@ -58,7 +58,7 @@ class LatentQ(DiffusionModule):
         InputError: if an argument is out of range.
     """
 
-    learns_from = "skills"
+    learns_from = "chunks"
     companions: ClassVar = {"prior": ("sample_skills", SAME_SKILLS)}
     chosen_by = None  # the critics' loss is no measure: its target moves
 
@@ -159,7 +159,7 @@ class LatentQ(DiffusionModule):
             generator=generator,
         )
 
-    def compute_loss(self, batch: SkillBatch) -> tuple[Tensor, dict[str, Tensor]]:
+    def compute_loss(self, batch: ChunkBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Squared errors of the critics."""
         chunks = batch["chunks"]
         if self.training and self._encoded is not None and self._candidates is not None:
@@ -189,7 +189,7 @@ class LatentQ(DiffusionModule):
         other = torch.rand(len(goals), 1, device=goals.device) < self.hparams["random_goals"]
         return torch.where(other, goals.roll(1, 0), goals)
 
-    def _arrivals(self, batch: SkillBatch, goals: Tensor) -> Tensor:
+    def _arrivals(self, batch: ChunkBatch, goals: Tensor) -> Tensor:
         """1 for each real step (B, H) that ends at the goal."""
         # What pads a chunk is its last observation; behind the last real step comes the next one.
         ends = torch.cat([batch["observations"][:, 1:], batch["next_observations"][:, None]], 1)

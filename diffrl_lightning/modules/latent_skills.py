@@ -14,7 +14,7 @@ from diffrl_lightning.modules.base import DiffusionModule
 from diffrl_lightning.nets import EMA, Normal, SkillVAE
 from diffrl_lightning.normalizers import NormalizerKind, TrajectoryNormalizer
 from diffrl_lightning.policies import SkillPolicy
-from diffrl_lightning.types import Generators, InputError, SkillBatch
+from diffrl_lightning.types import ChunkBatch, Generators, InputError
 
 _ERRORS = ("action_error", "action_error_prior", "end_error", "end_error_prior")
 
@@ -56,7 +56,7 @@ class LatentSkills(DiffusionModule):
         InputError: if an argument is out of range.
     """
 
-    learns_from = "skills"
+    learns_from = "chunks"
 
     def __init__(
         self,
@@ -104,7 +104,7 @@ class LatentSkills(DiffusionModule):
         """The average follows all networks."""
         return [(self.ema, self.vae)]
 
-    def compute_loss(self, batch: SkillBatch) -> tuple[Tensor, dict[str, Tensor]]:
+    def compute_loss(self, batch: ChunkBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """The chunks' negative log likelihood and divergence, a step."""
         states, actions, end = self._normalized(batch)
         mask = batch["mask"]
@@ -122,7 +122,7 @@ class LatentSkills(DiffusionModule):
         }
         return terms.mean() / self.horizon, info
 
-    def validation_step(self, batch: SkillBatch, batch_idx: int) -> None:
+    def validation_step(self, batch: ChunkBatch, batch_idx: int) -> None:
         """The loss, and the errors of decoded actions and ends."""
         super().validation_step(batch, batch_idx)
         states, actions, end = self._normalized(batch)
@@ -144,7 +144,7 @@ class LatentSkills(DiffusionModule):
             self.log(f"val/{name}", metric.compute().sqrt())  # type: ignore[operator]
             metric.reset()  # type: ignore[operator]
 
-    def encode(self, batch: SkillBatch) -> Normal:
+    def encode(self, batch: ChunkBatch) -> Normal:
         """The skills (B, D) that chunks show."""
         states, actions, _ = self._normalized(batch)
         return self._nets.encoder(states, actions, batch["mask"])
@@ -211,7 +211,7 @@ class LatentSkills(DiffusionModule):
             n_action_steps=n_action_steps,
         )
 
-    def _normalized(self, batch: SkillBatch) -> tuple[Tensor, Tensor, Tensor]:
+    def _normalized(self, batch: ChunkBatch) -> tuple[Tensor, Tensor, Tensor]:
         """States (B, H, O), actions (B, H, A) and the end (B, O)."""
         data = self.trajectory
         return (

@@ -4,13 +4,13 @@ import pytest
 import torch
 from modules.role_tester import quiet_trainer, small_skills
 
-from diffrl_lightning import DiffusionQL, InputError, LatentSkills, SkillData, SkillFigure
+from diffrl_lightning import ChunkData, DiffusionQL, InputError, LatentSkills, SkillFigure
 
 
 def umaze():
     pytest.importorskip("gymnasium_robotics")
     options = {"generate_steps": 6000, "goal_key": "none", "join_episodes": 40_000}
-    return SkillData("pointmaze/umaze", horizon=24, **options)
+    return ChunkData("pointmaze/umaze", horizon=24, **options)
 
 
 class Recorded(LatentSkills):
@@ -47,7 +47,7 @@ def test_what_skills_do_in_a_maze(tmp_path, still):
 
 def test_skills_elsewhere(tmp_path, pendulum_file):
     trainer = quiet_trainer(tmp_path, limit_val_batches=1, callbacks=[SkillFigure(num_points=50)])
-    data = SkillData(str(pendulum_file), horizon=8)
+    data = ChunkData(str(pendulum_file), horizon=8)
     trainer.validate(small_skills(pendulum_file), datamodule=data, verbose=False)
     assert "val/end_distance" not in trainer.callback_metrics
     assert (tmp_path / "skills_val.png").stat().st_size > 10_000

@@ -3,7 +3,7 @@
 import lightning.pytorch as pl
 import torch
 
-from diffrl_lightning.data import SkillData
+from diffrl_lightning.data import ChunkData
 from diffrl_lightning.modules import DiffusionModule, LatentDiffusion, LatentSkills
 
 
@@ -88,7 +88,7 @@ def saved(module, path):
 def small_skills(dataset):
     """Latent skills of a dataset as they begin."""
     module = LatentSkills(3, 1, horizon=8, latent_dim=4, hidden_dim=16, num_layers=1)
-    module.fit_normalizers(ready(SkillData(str(dataset), horizon=8)))
+    module.fit_normalizers(ready(ChunkData(str(dataset), horizon=8)))
     return module.eval()
 
 
@@ -105,7 +105,7 @@ def small_prior(dataset):
         num_train_timesteps=8,
     )
     module.skills = small_skills(dataset)
-    module.fit_normalizers(ready(SkillData(str(dataset), horizon=8)))
+    module.fit_normalizers(ready(ChunkData(str(dataset), horizon=8)))
     return module.eval()
 
 

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from diffrl_lightning import DiffusionModule, InputError, LatentDiffusion, SkillData
+from diffrl_lightning import ChunkData, DiffusionModule, InputError, LatentDiffusion
 from diffrl_lightning.nets import Normal
 from diffrl_lightning.normalizers import TrajectoryNormalizer
 from modules.role_tester import check_role, quiet_trainer, saved, small_skills
@@ -29,7 +29,7 @@ def skills_ckpt(tmp_path_factory, pendulum_file):
 @pytest.mark.parametrize("prediction_type", ["x0", "eps"])
 def test_role(tmp_path, pendulum_file, skills_ckpt, prediction_type):
     module = small(skills_ckpt=skills_ckpt, prediction_type=prediction_type, hidden_dim=64)
-    data = SkillData(str(pendulum_file), horizon=8, batch_size=32)
+    data = ChunkData(str(pendulum_file), horizon=8, batch_size=32)
     check_role(module, data, tmp_path, lr=1e-2, steps=200)
 
 
@@ -37,7 +37,7 @@ def test_the_skills_travel_in_the_checkpoint_and_stay_as_they_are(
     tmp_path, pendulum_file, skills_ckpt
 ):
     module = small(skills_ckpt=skills_ckpt)
-    data = SkillData(str(pendulum_file), horizon=8, batch_size=32)
+    data = ChunkData(str(pendulum_file), horizon=8, batch_size=32)
     quiet_trainer(tmp_path, max_steps=3).fit(module, data)
     assert module.training
     assert not module.skills.training
@@ -153,7 +153,7 @@ def test_refuses_to_act_so(wrong, match):
 
 
 def test_what_does_not_fit_is_refused_before_training(tmp_path, pendulum_file, skills_ckpt):
-    data = SkillData(str(pendulum_file), horizon=8)
+    data = ChunkData(str(pendulum_file), horizon=8)
     other = SimpleNamespace(path=saved(small().eval(), tmp_path / "other.ckpt"))
     for options, match in (
         ({"skills_ckpt": None}, "needs model.skills_ckpt"),

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from diffrl_lightning import InputError, LatentQ, SkillData
+from diffrl_lightning import ChunkData, InputError, LatentQ
 from diffrl_lightning.normalizers import TrajectoryNormalizer
 from modules.role_tester import check_role, quiet_trainer, saved, small_prior
 
@@ -26,7 +26,7 @@ def prior_ckpt(tmp_path_factory, pendulum_file):
 
 def test_role(tmp_path, pendulum_file, prior_ckpt):
     module = small(prior_ckpt=prior_ckpt, discount=0.5)
-    data = SkillData(str(pendulum_file), horizon=8, batch_size=32)
+    data = ChunkData(str(pendulum_file), horizon=8, batch_size=32)
     check_role(module, data, tmp_path)
 
 
@@ -131,7 +131,7 @@ def test_goals_are_a_chunks_own_or_anothers():
 
 def test_candidates_are_the_same_whenever_a_run_goes_on(tmp_path, pendulum_file, prior_ckpt):
     """In half precision, one set for each chunk."""
-    data = SkillData(str(pendulum_file), horizon=8, batch_size=32)
+    data = ChunkData(str(pendulum_file), horizon=8, batch_size=32)
     found = []
     for steps in (1, 3):
         torch.manual_seed(5)
@@ -144,7 +144,7 @@ def test_candidates_are_the_same_whenever_a_run_goes_on(tmp_path, pendulum_file,
 
 
 def test_candidates_that_do_not_fit_are_refused(tmp_path, pendulum_file, prior_ckpt):
-    data = SkillData(str(pendulum_file), horizon=8)
+    data = ChunkData(str(pendulum_file), horizon=8)
     module = small(prior_ckpt=prior_ckpt, max_memory_gib=1e-6)
     with pytest.raises(InputError, match=r"raise model\.max_memory_gib"):
         quiet_trainer(tmp_path, max_steps=1).fit(module, data)
@@ -165,4 +165,4 @@ def test_refuses(wrong, match):
 
 def test_it_needs_a_prior(tmp_path, pendulum_file):
     with pytest.raises(InputError, match=r"needs model\.prior_ckpt"):
-        quiet_trainer(tmp_path, max_steps=1).fit(small(), SkillData(str(pendulum_file), horizon=8))
+        quiet_trainer(tmp_path, max_steps=1).fit(small(), ChunkData(str(pendulum_file), horizon=8))

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from diffrl_lightning import InputError, LatentSkills, SkillData, TransitionData
+from diffrl_lightning import ChunkData, InputError, LatentSkills, TransitionData
 from diffrl_lightning.nets import Normal
 from modules.role_tester import check_role, quiet_trainer, units_do_not_matter
 
@@ -31,7 +31,7 @@ def chunks(n=16, horizon=8):
 
 @pytest.mark.parametrize("kl_weight", [0.05, 1.0])
 def test_role(tmp_path, pendulum_file, kl_weight):
-    data = SkillData(str(pendulum_file), horizon=8, batch_size=32)
+    data = ChunkData(str(pendulum_file), horizon=8, batch_size=32)
     check_role(small(kl_weight=kl_weight, lr=1e-3), data, tmp_path, loss="end_nll")
 
 
@@ -128,7 +128,7 @@ def test_skills_tell_what_the_state_does_not():
 
 def test_validation_logs_its_errors(tmp_path, pendulum_file):
     trainer = quiet_trainer(tmp_path, max_steps=2, val_check_interval=2, limit_val_batches=2)
-    trainer.fit(small(), SkillData(str(pendulum_file), horizon=8, batch_size=32))
+    trainer.fit(small(), ChunkData(str(pendulum_file), horizon=8, batch_size=32))
     for name in ("action_error", "action_error_prior", "end_error", "end_error_prior"):
         assert trainer.callback_metrics[f"val/{name}"] > 0
 
@@ -161,5 +161,5 @@ def test_a_skill_acts_no_longer_than_it_was_learned():
 
 
 def test_data_of_another_kind_are_refused(tmp_path, pendulum_file):
-    with pytest.raises(InputError, match="use SkillData"):
+    with pytest.raises(InputError, match="use ChunkData"):
         quiet_trainer(tmp_path, max_steps=1).fit(small(), TransitionData(str(pendulum_file)))

@@ -1,4 +1,4 @@
-"""Chunks of episodes with what came after them, for latent skills."""
+"""Chunks of episodes with what came after them, for latent skills and models of dynamics."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from diffrl_lightning.data.base import OfflineData
 from diffrl_lightning.data.datasets import RewardKind, Windows, reward_map
 from diffrl_lightning.data.episodes import Episodes
 from diffrl_lightning.data.futures import cut_geometric
-from diffrl_lightning.types import InputError, SkillBatch
+from diffrl_lightning.types import ChunkBatch, InputError
 
 
-class Skills(Windows):
-    """Chunks of H steps with the state behind them, as a :class:`SkillBatch`.
+class Chunks(Windows):
+    """Chunks of H steps with the state behind them, as a :class:`ChunkBatch`.
 
     A chunk begins at every step; one that reaches its episode's end has fewer steps, with the last one
     repeated behind them. Steps whose next observation was not recorded are left out, unless the
@@ -79,7 +79,7 @@ class Skills(Windows):
     def __len__(self) -> int:
         return max(1, self.num_goals) * self.num_chunks
 
-    def __getitem__(self, index: int | Tensor) -> SkillBatch:
+    def __getitem__(self, index: int | Tensor) -> ChunkBatch:
         """Chunks of these indices, (B, ...)."""
         number, chunk = _divmod(torch.as_tensor(index), self.num_chunks)
         batch = super().__getitem__(chunk)
@@ -92,7 +92,7 @@ class Skills(Windows):
             following = (self.ends[episode] - start).float()
             goal = start + cut_geometric(part, following, self.log_discount).long()
         rewards = batch["rewards"] * self.reward_scale + self.reward_shift * batch["mask"]
-        return SkillBatch(
+        return ChunkBatch(
             **batch | {"rewards": rewards},
             next_observations=self.observations[last + episode + 1],
             terminations=self.terminations[last].float(),
@@ -102,8 +102,8 @@ class Skills(Windows):
         )
 
 
-class SkillData(OfflineData):
-    """Chunks of episodes with what came after them, for latent skills.
+class ChunkData(OfflineData):
+    """Chunks of episodes with what came after them, for latent skills and models of dynamics.
 
     Args:
         dataset: what to train on: a Minari id, a D4RL file (.hdf5), an OGBench file (.npz), a PointMaze
@@ -134,7 +134,7 @@ class SkillData(OfflineData):
         pin_memory: copy batches to page-locked memory, for CUDA.
     """
 
-    makes = "skills"
+    makes = "chunks"
 
     def __init__(
         self,
@@ -177,10 +177,10 @@ class SkillData(OfflineData):
         self.num_goals = num_goals
         self.start_steps, self.start_repeats = start_steps, start_repeats
 
-    def make_dataset(self, episodes: Episodes, which: np.ndarray) -> Skills:
+    def make_dataset(self, episodes: Episodes, which: np.ndarray) -> Chunks:
         """Chunks of these episodes; their rewards follow the training episodes'."""
         scale, shift = reward_map(self.rewards, episodes, self.train_indices)
-        return Skills(
+        return Chunks(
             episodes,
             which,
             horizon=self.horizon,

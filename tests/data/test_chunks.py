@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from diffrl_lightning import InputError
-from diffrl_lightning.data import Episodes, Skills
+from diffrl_lightning.data import Chunks, Episodes
 
 
 def counting(lengths, *, ended, final_observed):
@@ -27,7 +27,7 @@ def counting(lengths, *, ended, final_observed):
 
 
 def test_a_chunk_and_what_comes_behind_it():
-    data = Skills(counting([6, 5], ended=[True, False], final_observed=[True, True]), horizon=4)
+    data = Chunks(counting([6, 5], ended=[True, False], final_observed=[True, True]), horizon=4)
     assert len(data) == data.num_chunks == 11
     batch = data[torch.tensor([0, 4, 6, 9])]
     assert batch["chunks"].tolist() == [0, 4, 6, 9]
@@ -46,7 +46,7 @@ def test_a_chunk_and_what_comes_behind_it():
 
 
 def test_a_last_step_without_what_follows_is_left_out_unless_the_episode_ended():
-    data = Skills(counting([6, 5], ended=[True, False], final_observed=[False, False]), horizon=4)
+    data = Chunks(counting([6, 5], ended=[True, False], final_observed=[False, False]), horizon=4)
     assert data.num_chunks == 6 + 4
     batch = data[torch.tensor([2, 3, 9])]
     assert batch["steps"].tolist() == [4, 3, 1]
@@ -56,7 +56,7 @@ def test_a_last_step_without_what_follows_is_left_out_unless_the_episode_ended()
 
 def test_rewards_are_scaled_and_shifted_where_they_are_real():
     episodes = counting([6], ended=[True], final_observed=[True])
-    data = Skills(episodes, horizon=4, reward_scale=2.0, reward_shift=1.0)
+    data = Chunks(episodes, horizon=4, reward_scale=2.0, reward_shift=1.0)
     assert data[torch.tensor(4)]["rewards"].tolist() == [9, 11, 0, 0]
 
 
@@ -64,7 +64,7 @@ def test_goals_are_of_the_discounted_future():
     """Their shares are geometric, cut off where the episode ends, and every chunk has all of them."""
     discount, num_goals = 0.8, 400
     episodes = counting([6, 300], ended=[True, False], final_observed=[True, True])
-    data = Skills(episodes, horizon=4, discount=discount, num_goals=num_goals)
+    data = Chunks(episodes, horizon=4, discount=discount, num_goals=num_goals)
     assert len(data) == num_goals * data.num_chunks
     for chunk, most in ((1, 5), (6, 300)):
         batch = data[chunk + data.num_chunks * torch.arange(num_goals)]
@@ -79,4 +79,4 @@ def test_goals_are_of_the_discounted_future():
 def test_refuses(wrong):
     episodes = counting([6], ended=[True], final_observed=[True])
     with pytest.raises(InputError, match=next(iter(wrong))):
-        Skills(episodes, **{"horizon": 4} | wrong)
+        Chunks(episodes, **{"horizon": 4} | wrong)
