@@ -6,6 +6,7 @@ from diffrl_lightning.diffusion.edm import EDM, heun_sample, heun_steps
 from diffrl_lightning.diffusion.gaussian import GaussianDiffusion, PredictionType
 from diffrl_lightning.diffusion.guidance import classifier_free, compose, value_guided
 from diffrl_lightning.diffusion.noise import choose, rand, randint, randn
+from diffrl_lightning.diffusion.policy_guided import PolicyGuided, ScoreFn, score_of
 from diffrl_lightning.diffusion.samplers import (
     ddim_sample,
     ddpm_sample,
@@ -17,6 +18,7 @@ from diffrl_lightning.diffusion.schedules import (
     cosine_betas,
     linear_betas,
     make_betas,
+    power_cosine_betas,
     vp_betas,
 )
 
@@ -25,8 +27,10 @@ __all__ = [
     "BetaSchedule",
     "GaussianDiffusion",
     "Inpaint",
+    "PolicyGuided",
     "PredictionType",
     "Sampler",
+    "ScoreFn",
     "check_sampling",
     "choose",
     "classifier_free",
@@ -42,9 +46,11 @@ __all__ = [
     "inpaint",
     "linear_betas",
     "make_betas",
+    "power_cosine_betas",
     "rand",
     "randint",
     "randn",
+    "score_of",
     "value_guided",
     "vp_betas",
 ]

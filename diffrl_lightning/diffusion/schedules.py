@@ -23,6 +23,15 @@ def cosine_betas(num_train_timesteps: int, s: float = 0.008, max_beta: float = 0
     return (1 - alphas_cumprod[1:] / alphas_cumprod[:-1]).clamp(0, max_beta)
 
 
+def power_cosine_betas(
+    num_train_timesteps: int, power: float = 1.0, max_beta: float = 0.999
+) -> Tensor:
+    """abar(u) = cos(pi u / 2) ** (2 power): the lower the power, the later the noise (PolyGRAD)."""
+    u = torch.linspace(0, 1, num_train_timesteps + 1, dtype=torch.float64)
+    alphas_cumprod = torch.cos(u * math.pi / 2) ** (2 * power)
+    return (1 - alphas_cumprod[1:] / alphas_cumprod[:-1]).clamp(0, max_beta)
+
+
 def vp_betas(num_train_timesteps: int, beta_min: float = 0.1, beta_max: float = 10.0) -> Tensor:
     """Variance-preserving SDE, discretised (Xiao et al. 2022), the schedule of Diffusion-QL."""
     t = torch.arange(1, num_train_timesteps + 1, dtype=torch.float64)

@@ -6,6 +6,7 @@ from diffrl_lightning.modules.data_synthesizer import DataSynthesizer, Trajector
 from diffrl_lightning.modules.decision_diffuser import DecisionDiffuser
 from diffrl_lightning.modules.diffused_value import DiffusedValue
 from diffrl_lightning.modules.diffuser import Diffuser
+from diffrl_lightning.modules.diffusion_dynamics import DiffusionDynamics
 from diffrl_lightning.modules.diffusion_policy import DiffusionPolicy
 from diffrl_lightning.modules.diffusion_ql import DiffusionQL
 from diffrl_lightning.modules.idql import IDQL
@@ -26,6 +27,7 @@ __all__ = [
     "DecisionDiffuser",
     "DiffusedValue",
     "Diffuser",
+    "DiffusionDynamics",
     "DiffusionModule",
     "DiffusionPolicy",
     "DiffusionQL",

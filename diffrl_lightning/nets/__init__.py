@@ -14,7 +14,7 @@ from diffrl_lightning.nets.inverse_dynamics import InverseDynamics
 from diffrl_lightning.nets.mlp import DenoisingMLP, ResidualMLP, TransitionMLP, mlp
 from diffrl_lightning.nets.skills import Normal, SkillCritic, SkillVAE
 from diffrl_lightning.nets.temporal_unet import TemporalUnet, check_horizon
-from diffrl_lightning.nets.transformer import ActionTransformer, DiT1d
+from diffrl_lightning.nets.transformer import ActionTransformer, DiT1d, StepTransformer
 from diffrl_lightning.nets.value import TemporalValue, WindowValue
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "SinusoidalEmbedding",
     "SkillCritic",
     "SkillVAE",
+    "StepTransformer",
     "TemporalUnet",
     "TemporalValue",
     "TransitionMLP",

@@ -127,7 +127,7 @@ class TransitionMLP(nn.Module):
         hidden_dim: width of the residual stream.
         num_blocks: residual layers.
         embed_dim: width of the first layer and of the level's embedding.
-        layer_norm: normalise before each residual layer.
+        layer_norm: normalise before each residual layer, and before the last one.
     """
 
     def __init__(
@@ -155,6 +155,7 @@ class TransitionMLP(nn.Module):
             nn.Sequential(norm(hidden_dim), nn.ReLU(), nn.Linear(hidden_dim, hidden_dim))
             for _ in range(num_blocks)
         )
+        self.norm = norm(hidden_dim)
         self.last = nn.Linear(hidden_dim, dim)
 
     def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
@@ -163,4 +164,4 @@ class TransitionMLP(nn.Module):
         h = self.widen(self.first(flat) + self.embed(t))
         for block in self.blocks:
             h = h + block(h)
-        return self.last(relu(h)).view_as(x)
+        return self.last(relu(self.norm(h))).view_as(x)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from diffrl_lightning.nets.activations import Mish
-from diffrl_lightning.nets.embeddings import SinusoidalEmbedding, embed_step
+from diffrl_lightning.nets.embeddings import SinusoidalEmbedding, StepEmbedding, embed_step
 from diffrl_lightning.types import InputError
 
 
@@ -157,6 +157,50 @@ class ActionTransformer(nn.Module):
             tgt_is_causal=True,  # else it would look, and wait for the device
         )
         return self.head(h)
+
+
+class StepTransformer(nn.Module):
+    """A causal transformer over the steps of a trajectory, with something given at each of them.
+
+    Positions and the noise level are sines and cosines, added to every token.
+
+    Args:
+        transition_dim: D, what is denoised of a step.
+        cond_dim: C, what is given of it.
+        dim: width.
+        depth: layers.
+        num_heads: heads of the attention.
+
+    Raises:
+        InputError: if the heads do not divide the width.
+    """
+
+    def __init__(
+        self, transition_dim: int, *, cond_dim: int, dim: int, depth: int, num_heads: int
+    ) -> None:
+        super().__init__()
+        if num_heads < 1 or dim % num_heads or dim % 2:
+            raise InputError(f"{dim=} must be even and a multiple of {num_heads=}.")
+        self.position = SinusoidalEmbedding(dim)
+        self.embed_level = StepEmbedding(
+            SinusoidalEmbedding(dim), nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, dim)
+        )
+        self.embed_x = nn.Linear(transition_dim + cond_dim, dim)
+        layer = nn.TransformerEncoderLayer(
+            dim, num_heads, 4 * dim, 0.0, "gelu", batch_first=True, norm_first=True
+        )
+        self.encoder = nn.TransformerEncoder(layer, depth, enable_nested_tensor=False)
+        self.head = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, transition_dim))
+        self.apply(_begin_small)
+
+    def forward(self, x: Tensor, t: Tensor, cond: Tensor) -> Tensor:
+        """(B, H, D) at steps (B,), given (B, H, C) -> (B, H, D)."""
+        horizon = x.shape[1]
+        steps = torch.arange(horizon, device=x.device)
+        h = self.embed_x(torch.cat([x, cond], -1)) + self.position(steps).to(x.dtype)
+        h = h + self.embed_level(t.to(x.dtype))[:, None]
+        hidden = steps[:, None] < steps
+        return self.head(self.encoder(h, mask=hidden, is_causal=True))
 
 
 def _begin_small(module: nn.Module) -> None:

@@ -9,6 +9,7 @@ from diffrl_lightning.diffusion import (
     cosine_betas,
     linear_betas,
     make_betas,
+    power_cosine_betas,
     vp_betas,
 )
 from diffrl_lightning.types import InputError
@@ -34,6 +35,15 @@ def test_published_values(betas, first, last_abar, variances):
     x = torch.zeros(1, 1)
     found = [diffusion.posterior(x, x, torch.tensor([t]))[1].item() for t in (0, 1, 2, 3)]
     torch.testing.assert_close(found, [0.0, *variances], atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(("power", "middle", "late"), [(1.0, 0.5, 1.5e-4), (0.1, 0.93, 0.41)])
+def test_power_of_the_cosine(power, middle, late):
+    """PolyGRAD's 128 steps: half-way, and before the last two."""
+    abar = torch.cumprod(1 - power_cosine_betas(128, power), 0)
+    assert abar[63].item() == pytest.approx(middle, rel=0.01)
+    assert abar[126].item() == pytest.approx(late, rel=0.02)
+    assert abar[127] < 1e-3
 
 
 @pytest.mark.parametrize(

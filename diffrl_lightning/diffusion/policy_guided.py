@@ -1,0 +1,83 @@
+"""Trajectories that follow a policy: actions climb its density while states are denoised."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from diffrl_lightning.diffusion.gaussian import GaussianDiffusion
+from diffrl_lightning.diffusion.noise import randn
+from diffrl_lightning.diffusion.samplers import inference_timesteps
+from diffrl_lightning.types import Generators
+
+ScoreFn = Callable[[Tensor, Tensor], Tensor]
+"""Gradient of a policy's log density: ``x0 (B, H, D), actions (B, H, A) -> (B, H, A)``."""
+
+
+class PolicyGuided:
+    """A denoising function whose actions move with it (PolyGRAD, Rigter et al. 2024, algorithm 1).
+
+    It goes to a sampler in the place of the network. At each of its calls it predicts the clean
+    trajectory from the actions scaled by sqrt(abar_t), as the network was trained; then the actions
+    take a step along the policy's score at the predicted states, and noise as the sampler adds it. At
+    the last call they only stay within bounds.
+
+    Args:
+        denoise: ``x (B, H, D), scaled actions (B, H, A), t (B,) -> x0 (B, H, D)``.
+        diffusion: the process.
+        actions: to begin with (B, H, A), standard normal; ``actions`` holds them from then on.
+        score: gradient of the policy's log density.
+        step_size: of a step along it; 0 leaves the actions to their noise.
+        within: keeps actions near the policy, ``x0, actions -> actions``; default anywhere.
+        num_inference_steps: as the sampler has it.
+        generator: source of noise, one for all or one a row.
+    """
+
+    def __init__(
+        self,
+        denoise: Callable[[Tensor, Tensor, Tensor], Tensor],
+        diffusion: GaussianDiffusion,
+        actions: Tensor,
+        *,
+        score: ScoreFn,
+        step_size: float | Tensor,
+        within: ScoreFn | None = None,
+        num_inference_steps: int | None = None,
+        generator: Generators = None,
+    ) -> None:
+        self.denoise, self.diffusion, self.actions = denoise, diffusion, actions
+        self.score, self.step_size, self.within = score, step_size, within
+        self.generator = generator
+        steps = inference_timesteps(diffusion.num_train_timesteps, num_inference_steps)
+        self._steps = iter(zip(steps, [*steps[1:], -1], strict=True))
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        """The predicted clean trajectory (B, H, D) of the sampler's next step."""
+        step, following = next(self._steps)
+        signal, _ = self.diffusion.signal_noise(step, 3)
+        x0 = self.denoise(x, signal * self.actions, t)
+        actions = self.actions if self.within is None else self.within(x0, self.actions)
+        if following >= 0:
+            _, variance = self.diffusion.posterior(actions, actions, step, following)
+            noise = randn(actions.shape, generator=self.generator, like=actions)
+            actions = actions + self.step_size * self.score(x0, actions) + variance.sqrt() * noise
+        self.actions = actions
+        return x0
+
+
+def score_of(log_prob: Callable[[Tensor, Tensor], Tensor]) -> ScoreFn:
+    """The score of any policy, by automatic differentiation.
+
+    Args:
+        log_prob: ``x0 (B, H, D), actions (B, H, A) -> (B, H)``.
+    """
+
+    def score(x0: Tensor, actions: Tensor) -> Tensor:
+        with torch.inference_mode(False), torch.enable_grad():
+            inner = actions.detach().clone().requires_grad_()
+            (gradient,) = torch.autograd.grad(log_prob(x0.clone(), inner).sum(), inner)
+        return gradient
+
+    return score
