@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, TypedDict
+from typing import Any, NamedTuple, Protocol, TypedDict
 
 import torch
 from torch import Tensor
@@ -68,6 +68,15 @@ class ChunkBatch(SequenceBatch):
     steps: Tensor  # (B,) float, how many of the chunk's are real
     goal_observations: Tensor  # (B, O) a state of its future, or the one behind it
     chunks: Tensor  # (B,) long, which chunk of the dataset it is
+
+
+class Imagined(NamedTuple):
+    """Trajectories as a model of dynamics imagines them, in environment units."""
+
+    observations: Tensor  # (N, L, O)
+    actions: Tensor  # (N, L, A)
+    rewards: Tensor  # (N, L) of the step from each state
+    terminations: Tensor  # (N, L) float, 1 where that step ends the episode, and from then on
 
 
 class Policy(Protocol):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -19,21 +19,12 @@ from diffrl_lightning.diffusion import (
 from diffrl_lightning.modules.base import DiffusionModule
 from diffrl_lightning.nets import EMA, Normal, StepTransformer, TransitionMLP
 from diffrl_lightning.normalizers import GaussianNormalizer, TrajectoryNormalizer, make_normalizer
-from diffrl_lightning.types import ChunkBatch, Generators, InputError
+from diffrl_lightning.types import ChunkBatch, Generators, Imagined, InputError
 
 PolicyFn = Callable[[Tensor], Normal]
 """A Gaussian policy: states (..., O) -> over actions (..., A), both in environment units."""
 
 _MOST_DEVIATIONS = 3.0  # guided actions stay so close to the policy, in its standard deviations
-
-
-class Imagined(NamedTuple):
-    """Trajectories as a model imagines them, in environment units."""
-
-    observations: Tensor  # (N, H, O)
-    actions: Tensor  # (N, H, A)
-    rewards: Tensor  # (N, H) of the step from each state
-    terminations: Tensor  # (N, H) float, 1 where that step ends the episode
 
 
 class DiffusionDynamics(DiffusionModule):
@@ -189,22 +180,33 @@ class DiffusionDynamics(DiffusionModule):
         num_inference_steps: int | None = None,
         generator: Generators = None,
     ) -> Imagined:
-        """What given actions lead to.
+        """What given actions (N, L, A) lead to from states (N, O), in environment units.
+
+        Longer trajectories than the model's are made of several, each from the last state of the one
+        before; after an end the state stays, and no reward follows.
 
         Args:
-            states: (N, O), in environment units.
-            actions: (N, H, A), in environment units.
-            num_inference_steps: network evaluations, default T.
+            states: (N, O).
+            actions: (N, L, A).
+            num_inference_steps: network evaluations of each, default T.
             generator: source of noise, one for all or one a row.
         """
-        given = self.trajectory.actions.normalize(actions)
+        at, parts, length = states, [], actions.shape[1]
+        padding = actions[:, -1:].expand(-1, self.horizon, -1)
+        padded = torch.cat([actions, padding], 1)
+        for first in range(0, max(1, length - 1), self.horizon - 1):
+            given = self.trajectory.actions.normalize(padded[:, first : first + self.horizon])
 
-        def denoise(x: Tensor, t: Tensor) -> Tensor:
-            signal, _ = self.diffusion.signal_noise(t, 3)
-            return self._denoise(self.ema, x, signal * given, t)
+            def denoise(x: Tensor, t: Tensor, given: Tensor = given) -> Tensor:
+                signal, _ = self.diffusion.signal_noise(t, 3)
+                return self._denoise(self.ema, x, signal * given, t)
 
-        x = self._sample(states, denoise, num_inference_steps, generator)
-        return self._imagined(x, given)
+            found = self._imagined(self._sample(at, denoise, num_inference_steps, generator), given)
+            at = found.observations[:, -1]
+            parts.append([part[:, :-1] for part in found])
+        parts[-1] = list(found)  # of the last one its last step too
+        whole = Imagined(*(torch.cat(part, 1)[:, :length] for part in zip(*parts, strict=True)))
+        return _with_ends(whole)
 
     @torch.no_grad()
     def imagine(
@@ -259,7 +261,7 @@ class DiffusionDynamics(DiffusionModule):
         x = self._sample(states, guided, num_inference_steps, generator)
         mean, std = at(x)
         spread = ((guided.actions - mean) / std).std((0, 1)).mean()
-        return self._imagined(x, guided.actions), spread
+        return _with_ends(self._imagined(x, guided.actions)), spread
 
     def tune(self, spread: Tensor, lr: float = 3e-3) -> None:
         """Move the step along the policy's score so that imagined actions spread as the policy's.
@@ -304,3 +306,14 @@ class DiffusionDynamics(DiffusionModule):
             self.rewards.unnormalize(x[..., -2:-1])[..., 0],
             (x[..., -1] > 0.5).to(x),
         )
+
+
+def _with_ends(found: Imagined) -> Imagined:
+    """Nothing comes after an end, whatever was predicted."""
+    ended = found.terminations.cummax(1).values
+    before = torch.cat([torch.zeros_like(ended[:, :1]), ended[:, :-1]], 1)
+    # The state behind the step that ended it is the last one.
+    last = (1 - before).sum(1).long().clamp(max=ended.shape[1] - 1)
+    final = found.observations.take_along_dim(last[:, None, None], 1)
+    observations = torch.where(before[..., None] > 0, final, found.observations)
+    return Imagined(observations, found.actions, found.rewards * (1 - before), ended)

@@ -10,6 +10,7 @@ from diffrl_lightning.nets.conditional import ConditionalDenoiser, ConditionalML
 from diffrl_lightning.nets.critics import TwinQ, frozen
 from diffrl_lightning.nets.ema import EMA
 from diffrl_lightning.nets.embeddings import SinusoidalEmbedding
+from diffrl_lightning.nets.ensemble import EnsembleMLP
 from diffrl_lightning.nets.inverse_dynamics import InverseDynamics
 from diffrl_lightning.nets.mlp import DenoisingMLP, ResidualMLP, TransitionMLP, mlp
 from diffrl_lightning.nets.skills import Normal, SkillCritic, SkillVAE
@@ -26,6 +27,7 @@ __all__ = [
     "ConditionalMLP",
     "DenoisingMLP",
     "DiT1d",
+    "EnsembleMLP",
     "InverseDynamics",
     "Normal",
     "ResidualMLP",

@@ -97,12 +97,41 @@ def test_given_actions_lead_where_they_do(learned):
     error = (found.observations - real)[alive].square().mean().sqrt()
     control = (real - real[:, :1])[alive].square().mean().sqrt()
     assert error < 0.25 * control
-    rewards = (found.rewards - batch["rewards"])[alive].square().mean().sqrt()
-    assert rewards < 0.25 * batch["rewards"][alive].std()
     ended = batch["terminations"].bool()
-    agree = (found.terminations.any(1) == ended).float().mean()
-    assert agree > 0.9 > 1 - ended.float().mean().item()
+    agree = found.terminations.any(1) == ended
+    assert agree.float().mean() > 0.9 > 1 - ended.float().mean().item()
+    right = alive & agree[:, None]  # an end that was none ends the rewards too
+    rewards = (found.rewards - batch["rewards"])[right].square().mean().sqrt()
+    assert rewards < 0.25 * batch["rewards"][right].std()
     assert 0 < learned.ends_share < 0.7
+
+
+class Counting(DiffusionDynamics):
+    """A world where each step adds its action; it ends at 7."""
+
+    def _sample(self, states, denoise, num_inference_steps, generator):
+        denoise(torch.zeros(len(states), self.horizon, 3), torch.zeros(len(states)).long())
+        signal = self.diffusion.alphas_cumprod[0].sqrt()
+        moved = (self.seen / signal).cumsum(1)
+        at = states[:, None] + torch.cat([torch.zeros_like(moved[:, :1]), moved[:, :-1]], 1)
+        ends = (at + self.seen / signal >= 6.99).float()
+        return torch.cat([at, at, ends], -1)
+
+    def _denoise(self, net, x, actions, t):
+        self.seen = actions
+        return x
+
+
+def test_long_trajectories_are_made_of_several():
+    """Of 4 steps each; after the end nothing comes, whatever is predicted."""
+    module = Counting(1, 1, horizon=4, dim=8, depth=1, num_train_timesteps=4)
+    found = module.predict(torch.zeros(1, 1), torch.ones(1, 10, 1))
+    torch.testing.assert_close(
+        found.observations[0, :, 0], torch.tensor([0.0, 1, 2, 3, 4, 5, 6, 7, 7, 7])
+    )
+    assert found.terminations[0].tolist() == [0] * 6 + [1] * 4
+    torch.testing.assert_close(found.rewards[0], torch.tensor([0.0, 1, 2, 3, 4, 5, 6, 0, 0, 0]))
+    assert found.actions.shape == (1, 10, 1)
 
 
 class Still(DiffusionDynamics):
