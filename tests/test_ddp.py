@@ -73,6 +73,8 @@ ROLES = [
     "latent_skills",
     "latent_diffusion",
     "latent_q",
+    "diffusion_dynamics",
+    "ensemble_dynamics",
 ]
 SILENT = (
     "trajectory_value",
@@ -80,6 +82,8 @@ SILENT = (
     "trajectory_synthesizer",
     "diffused_value",
     "relative_reward",
+    "diffusion_dynamics",
+    "ensemble_dynamics",
 )
 
 

@@ -17,6 +17,8 @@ SILENT = (  # these do not act
     "trajectory_synthesizer",
     "diffused_value",
     "relative_reward",
+    "diffusion_dynamics",
+    "ensemble_dynamics",
 )
 
 
@@ -84,6 +86,8 @@ def test_sigkill_and_resume_is_bit_exact(tmp_path, pendulum_file, accumulate):
         ("latent_skills", 30, (13, 29)),
         ("latent_diffusion", 30, (13, 29)),
         ("latent_q", 30, (13, 29)),
+        ("diffusion_dynamics", 30, (13, 29)),
+        ("ensemble_dynamics", 30, (13, 29)),
     ],
 )
 def test_resume_from_every_kind_of_step(tmp_path, monkeypatch, pendulum_file, role, last, steps):
