@@ -1,0 +1,66 @@
+"""Errors of models of dynamics over horizons: a perfect model, one that stays, and what is refused."""
+
+import json
+
+import pytest
+import torch
+from modules.role_tester import saved
+
+from diffrl_lightning import (
+    BehaviourCloning,
+    DiffusionModule,
+    EnsembleDynamics,
+    InputError,
+    SequenceData,
+)
+from diffrl_lightning.dynamics_error import dynamics_error
+from diffrl_lightning.types import Imagined
+
+
+def held_out(dataset, horizon):
+    data = SequenceData(str(dataset), horizon=horizon)
+    data.setup("fit")
+    return data.val_data[torch.arange(len(data.val_data))]
+
+
+def test_errors_are_in_standard_deviations(tmp_path, monkeypatch, pendulum_file):
+    """Of a model that knows the future but is off by half a deviation in all dimensions."""
+    recorded = held_out(pendulum_file, 21)
+    data = SequenceData(str(pendulum_file))
+    data.setup("fit")
+    scale = data.training_rows("observations")[0].std(0)
+
+    class Clairvoyant:
+        def predict(self, states, actions, *, off=0.0):
+            row = (
+                (recorded["observations"][None, :, 0] == states[:, None]).all(-1).float().argmax(1)
+            )
+            return Imagined(recorded["observations"][row] + off * scale, actions, None, None)
+
+    monkeypatch.setattr(DiffusionModule, "load_from_checkpoint", lambda path: Clairvoyant())
+    found = dynamics_error(
+        str(pendulum_file),
+        {"exact": "a.ckpt", "off": "b.ckpt"},
+        sampling={"off": {"off": 0.5}},
+        horizons=[5, 1, 20],
+        num_windows=40,
+        output=str(tmp_path / "errors"),
+    )
+    assert found["exact"]["horizons"] == [1, 5, 20]
+    assert found["exact"]["mean"] == pytest.approx([0, 0, 0], abs=1e-6)
+    assert found["off"]["mean"] == pytest.approx([0.5] * 3, rel=1e-5)
+    stays = found["no change"]["mean"]
+    assert 0 < stays[0] < stays[1] < stays[2]
+    assert json.loads((tmp_path / "errors.json").read_text()) == found
+    assert (tmp_path / "errors.png").stat().st_size > 10_000
+
+
+def test_a_checkpoint_is_enough(tmp_path, pendulum_file):
+    model = EnsembleDynamics(3, 1, num_members=2, hidden_dim=8, num_layers=1)
+    path = saved(model, tmp_path / "ensemble.ckpt")
+    options = {"horizons": [1, 10], "output": str(tmp_path / "errors")}
+    found = dynamics_error(str(pendulum_file), {"ensemble": path}, **options)
+    assert found["ensemble"]["ms_a_trajectory"] > 0
+    other = saved(BehaviourCloning(3, 1, hidden_dim=8), tmp_path / "other.ckpt")
+    with pytest.raises(InputError, match="BehaviourCloning, which predicts no states"):
+        dynamics_error(str(pendulum_file), {"other": other}, **options)
