@@ -4,6 +4,7 @@ All classes that a configuration may name are here, so that YAML says ``class_pa
 """
 
 from diffrl_lightning.callbacks import (
+    Collect,
     MazeMap,
     PlanFigure,
     Rollout,
@@ -11,7 +12,7 @@ from diffrl_lightning.callbacks import (
     SampleWriter,
     SkillFigure,
 )
-from diffrl_lightning.data import ChunkData, FutureData, SequenceData, TransitionData
+from diffrl_lightning.data import ChunkData, FutureData, OnlineData, SequenceData, TransitionData
 from diffrl_lightning.modules import (
     IDQL,
     TD3BC,
@@ -24,6 +25,7 @@ from diffrl_lightning.modules import (
     DiffusionModule,
     DiffusionPolicy,
     DiffusionQL,
+    DynamicsAgent,
     EnsembleDynamics,
     LatentDiffusion,
     LatentQ,
@@ -42,6 +44,7 @@ __all__ = [
     "TD3BC",
     "BehaviourCloning",
     "ChunkData",
+    "Collect",
     "DataSynthesizer",
     "DecisionDiffuser",
     "DiffusedValue",
@@ -50,6 +53,7 @@ __all__ = [
     "DiffusionModule",
     "DiffusionPolicy",
     "DiffusionQL",
+    "DynamicsAgent",
     "EnsembleDynamics",
     "FutureData",
     "InputError",
@@ -57,6 +61,7 @@ __all__ = [
     "LatentQ",
     "LatentSkills",
     "MazeMap",
+    "OnlineData",
     "PlanFigure",
     "RelativeReward",
     "Rollout",

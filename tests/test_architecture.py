@@ -114,7 +114,8 @@ def test_shipped_configurations_parse(path):
     args = ["fit", *(a for f in files_with(path) for a in ("-c", str(f)))]
     config = parse(args)
     assert config.fit.model.class_path
-    assert config.fit.data.init_args.dataset
+    data = config.fit.data.init_args
+    assert data.get("dataset") or data.get("env_id")
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from diffrl_lightning import (
     DiffusionModule,
     DiffusionPolicy,
     DiffusionQL,
+    DynamicsAgent,
     LatentDiffusion,
     LatentQ,
     LatentSkills,
@@ -159,6 +160,7 @@ def test_a_value_guides_from_the_command_line(
         LatentSkills,
         LatentDiffusion,
         LatentQ,
+        DynamicsAgent,
     ],
 )
 def test_roles_go_round(role, tmp_path, monkeypatch, pendulum_file):
@@ -183,6 +185,31 @@ def test_roles_go_round(role, tmp_path, monkeypatch, pendulum_file):
     module = DiffusionModule.load_from_checkpoint(checkpoint)
     assert isinstance(module, role)
     assert module.make_policy().act(torch.zeros(2, 3)).shape == (2, 1)
+
+
+def test_an_agent_acts_while_it_learns(tmp_path, monkeypatch):
+    """Online, from the command line; interrupted, it goes on; its test needs no replay."""
+    monkeypatch.chdir(tmp_path)
+    text = (CONFIGS / "dynamics_agent.yaml").read_text()
+    head, tail = text[: text.index("data:")], text[text.index("rollout:") :]
+    data = (
+        "data:\n  class_path: OnlineData\n  init_args:\n    env_id: InvertedPendulum-v5\n"
+        "    horizon: 5\n    num_envs: 2\n    prefill_steps: 50\n    batch_size: 16\n"
+        "    batches_per_epoch: 20\n"
+    )
+    (tmp_path / "online.yaml").write_text(
+        head + data + tail + "  callbacks:\n    - class_path: Collect\n"
+    )
+    options = ("--rollout.num_episodes=3", "--data.env_kwargs.max_episode_steps=40")
+    main(["fit", "-c", "online.yaml", *options, "--test_after_fit=true"])
+    results = json.loads((tmp_path / CHECKPOINTS.parent / "results.json").read_text())
+    assert results["env_id"] == "InvertedPendulum-v5"
+    last = CHECKPOINTS / "last.ckpt"
+    main(["fit", "-c", "online.yaml", *options, "--trainer.max_steps=45", f"--ckpt_path={last}"])
+    main(["test", "-c", "online.yaml", *options, f"--ckpt_path={last}"])
+    last = Path("runs/diffrl/version_1/checkpoints/last.ckpt")
+    state = torch.load(last, weights_only=True)["OnlineData"]
+    assert state["buffer"]["added"] == 25 + 45 // 2
 
 
 def test_skills_from_the_command_line(tmp_path, monkeypatch, capsys, pendulum_file):

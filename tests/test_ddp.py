@@ -75,6 +75,7 @@ ROLES = [
     "latent_q",
     "diffusion_dynamics",
     "ensemble_dynamics",
+    "dynamics_agent",
 ]
 SILENT = (
     "trajectory_value",

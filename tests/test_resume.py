@@ -88,6 +88,7 @@ def test_sigkill_and_resume_is_bit_exact(tmp_path, pendulum_file, accumulate):
         ("latent_q", 30, (13, 29)),
         ("diffusion_dynamics", 30, (13, 29)),
         ("ensemble_dynamics", 30, (13, 29)),
+        ("dynamics_agent", 30, (13, 28)),
     ],
 )
 def test_resume_from_every_kind_of_step(tmp_path, monkeypatch, pendulum_file, role, last, steps):

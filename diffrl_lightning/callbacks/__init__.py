@@ -1,5 +1,6 @@
 """Callbacks: rollouts and pictures while a model trains."""
 
+from diffrl_lightning.callbacks.collect import Collect
 from diffrl_lightning.callbacks.maze_map import MazeMap
 from diffrl_lightning.callbacks.plan_figure import PlanFigure
 from diffrl_lightning.callbacks.refill import Refill
@@ -9,6 +10,7 @@ from diffrl_lightning.callbacks.sample_writer import SampleWriter
 from diffrl_lightning.callbacks.skill_figure import SkillFigure
 
 __all__ = [
+    "Collect",
     "MazeMap",
     "PlanFigure",
     "Refill",

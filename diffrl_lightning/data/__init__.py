@@ -6,15 +6,18 @@ from diffrl_lightning.data.datamodule import SequenceData, TransitionData
 from diffrl_lightning.data.datasets import Transitions, Windows
 from diffrl_lightning.data.episodes import Episodes
 from diffrl_lightning.data.futures import FutureData, Futures
+from diffrl_lightning.data.online import ChunkBuffer, OnlineData
 from diffrl_lightning.data.replay import ReplayData, TransitionBuffer
 
 __all__ = [
+    "ChunkBuffer",
     "ChunkData",
     "Chunks",
     "Episodes",
     "FutureData",
     "Futures",
     "OfflineData",
+    "OnlineData",
     "ReplayData",
     "SequenceData",
     "TransitionBuffer",

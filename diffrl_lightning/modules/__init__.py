@@ -9,6 +9,7 @@ from diffrl_lightning.modules.diffuser import Diffuser
 from diffrl_lightning.modules.diffusion_dynamics import DiffusionDynamics
 from diffrl_lightning.modules.diffusion_policy import DiffusionPolicy
 from diffrl_lightning.modules.diffusion_ql import DiffusionQL
+from diffrl_lightning.modules.dynamics_agent import DynamicsAgent
 from diffrl_lightning.modules.ensemble_dynamics import EnsembleDynamics
 from diffrl_lightning.modules.idql import IDQL
 from diffrl_lightning.modules.latent_diffusion import LatentDiffusion
@@ -32,6 +33,7 @@ __all__ = [
     "DiffusionModule",
     "DiffusionPolicy",
     "DiffusionQL",
+    "DynamicsAgent",
     "EnsembleDynamics",
     "LatentDiffusion",
     "LatentQ",

@@ -1,0 +1,78 @@
+"""Lets an agent act in its environment while it learns."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+
+from diffrl_lightning.data.online import OnlineData
+from diffrl_lightning.types import InputError
+
+
+class Collect(pl.Callback):
+    """Every so many updates the agent takes a step in each environment, to learn from.
+
+    ``collect/return_mean`` is logged of the episodes that have ended since, and ``collect/steps``, the
+    steps so far. Whenever what there is has doubled, the agent's normalisers take its statistics again.
+
+    Args:
+        steps_per_update: environment steps for each optimiser step.
+        policy_kwargs: keywords of the role's ``make_policy``; how it explores.
+
+    Raises:
+        InputError: if that is not positive.
+    """
+
+    def __init__(
+        self, steps_per_update: float = 1.0, policy_kwargs: dict[str, Any] | None = None
+    ) -> None:
+        if steps_per_update <= 0:
+            raise InputError(f"{steps_per_update=} must be above 0.")
+        self.steps_per_update = steps_per_update
+        self.policy_kwargs = {"temperature": 1.0} if policy_kwargs is None else policy_kwargs
+        self._returns: list[float] = []
+        self._step = 0
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Refuse data that do not grow, and several processes."""
+        data = getattr(trainer, "datamodule", None)
+        if stage == "fit" and (trainer.world_size > 1 or not isinstance(data, OnlineData)):
+            raise InputError("Collect needs OnlineData and a single process: set devices to 1.")
+
+    def on_train_batch_end(  # noqa: D102
+        self, trainer: pl.Trainer, pl_module: Any, *args: Any
+    ) -> None:
+        data: OnlineData = trainer.datamodule  # type: ignore[attr-defined]
+        step = trainer.global_step
+        if step == self._step:  # gradients that are accumulated
+            return
+        self._step = step
+        per_round = data.num_envs / self.steps_per_update
+        for k in range(int((step - 1) / per_round), int(step / per_round)):
+            held = data.buffer.added
+            self._returns += data.collect(self._explore(pl_module, data, k))
+            if (data.buffer.added & held) == 0:  # a power of two
+                pl_module.fit_normalizers(data)
+        if step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            pl_module.log("collect/steps", float(data.buffer.added * data.num_envs))
+            if self._returns:
+                pl_module.log("collect/return_mean", float(np.mean(self._returns)), prog_bar=True)
+                self._returns = []
+
+    def _explore(self, module: Any, data: OnlineData, k: int) -> Any:
+        """The policy with the noise of round k."""
+        policy = module.make_policy(**self.policy_kwargs)
+        seeds = np.random.SeedSequence([data.seed, 3, k]).generate_state(data.num_envs)
+        policy.reset(torch.ones(data.num_envs, dtype=torch.bool), seeds.tolist())
+        return policy.act
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is to be logged yet."""
+        return {"returns": self._returns, "step": self._step}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from there."""
+        self._returns, self._step = list(state_dict["returns"]), state_dict["step"]
