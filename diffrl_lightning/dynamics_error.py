@@ -17,8 +17,9 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from diffrl_lightning.cli import exit_on_bad_input
-from diffrl_lightning.data import SequenceData
+from diffrl_lightning.data import ChunkData
 from diffrl_lightning.modules import DiffusionModule
+from diffrl_lightning.normalizers import GaussianNormalizer
 from diffrl_lightning.types import InputError
 
 
@@ -29,7 +30,7 @@ def dynamics_error(
     sampling: dict[str, dict[str, Any]] | None = None,
     horizons: list[int] | None = None,
     num_windows: int = 500,
-    val_fraction: float = 0.05,
+    data: dict[str, Any] | None = None,
     seed: int = 0,
     output: str = "dynamics_error",
 ) -> dict[str, dict[str, Any]]:
@@ -41,12 +42,13 @@ def dynamics_error(
     the state stays as it was.
 
     Args:
-        dataset: what they were trained on, with the same ``val_fraction`` and seed of the data.
+        dataset: what they were trained on.
         models: a name and a checkpoint for each.
         sampling: keywords of ``predict``, by name of the model.
         horizons: steps after which to look; default 1, 2, 5, 10, 20 and 50.
         num_windows: held-out windows, spread evenly over all of them.
-        val_fraction: share of the episodes held out.
+        data: keywords of ``ChunkData`` that they were trained with, of which ``val_fraction`` and
+            ``seed`` say which episodes are held out.
         seed: of the models' noise.
         output: path of the files, without ending.
 
@@ -54,13 +56,7 @@ def dynamics_error(
         InputError: if a checkpoint predicts no states, or no held-out episode is long enough.
     """
     horizons = sorted(horizons or [1, 2, 5, 10, 20, 50])
-    data = SequenceData(dataset, horizon=horizons[-1] + 1, val_fraction=val_fraction)
-    data.prepare_data()
-    data.setup("fit")
-    windows: Any = data.val_data
-    rows = torch.linspace(0, len(windows) - 1, min(num_windows, len(windows))).long()
-    batch = windows[rows]
-    scale = data.training_rows("observations")[0].std(0)
+    batch, scale = _held_out(dataset, horizons[-1] + 1, num_windows, data or {})
     states, actions = batch["observations"], batch["actions"]
     results = {"no change": _measured(states[:, :1].expand_as(states), states, scale, horizons)}
     for name, path in models.items():
@@ -87,6 +83,24 @@ def dynamics_error(
     Path(f"{output}.json").write_text(json.dumps(results, indent=2) + "\n")
     draw_errors(results).savefig(f"{output}.png", dpi=120)
     return results
+
+
+def _held_out(
+    dataset: str, length: int, num_windows: int, options: dict[str, Any]
+) -> tuple[Any, Tensor]:
+    """Windows of full length from held-out episodes, and the standard deviations of states."""
+    data = ChunkData(dataset, **options | {"horizon": length})
+    data.prepare_data()
+    data.setup("fit")
+    chunks: Any = data.val_data
+    starts, episodes = chunks.starts(torch.arange(chunks.num_chunks))
+    full = (chunks.ends[episodes] - starts >= length).nonzero()[:, 0]
+    if not len(full):
+        raise InputError(f"No held-out episode has {length} steps: look at shorter horizons.")
+    chosen = torch.linspace(0, len(full) - 1, min(num_windows, len(full))).long()
+    normalizer = GaussianNormalizer(data.observation_dim)
+    normalizer.fit(*data.training_rows("observations"))
+    return chunks[full[chosen]], normalizer.std
 
 
 def _measured(found: Tensor, real: Tensor, scale: Tensor, horizons: list[int]) -> dict[str, Any]:

@@ -30,7 +30,7 @@ ALLOWED = {
     "cli": TORCH | {"modules", "data", "callbacks"},
     "compare": TORCH | {"modules", "data", "callbacks", "cli"},
     "controls": TORCH | {"policies", "data", "callbacks", "envs", "cli"},
-    "dynamics_error": TORCH | {"modules", "data", "cli"},
+    "dynamics_error": TORCH | {"modules", "data", "normalizers", "cli"},
     "generate": {"data", "cli"},
     "quality": TORCH | {"data", "envs", "metrics", "callbacks", "cli"},
     "__init__": TORCH | {"modules", "data", "callbacks"},

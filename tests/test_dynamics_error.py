@@ -2,18 +2,21 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
+from conftest import write_d4rl
 from modules.role_tester import saved
 
 from diffrl_lightning import (
     BehaviourCloning,
+    ChunkData,
     DiffusionModule,
     EnsembleDynamics,
     InputError,
     SequenceData,
 )
-from diffrl_lightning.dynamics_error import dynamics_error
+from diffrl_lightning.dynamics_error import _held_out, dynamics_error
 from diffrl_lightning.types import Imagined
 
 
@@ -28,7 +31,8 @@ def test_errors_are_in_standard_deviations(tmp_path, monkeypatch, pendulum_file)
     recorded = held_out(pendulum_file, 21)
     data = SequenceData(str(pendulum_file))
     data.setup("fit")
-    scale = data.training_rows("observations")[0].std(0)
+    observations, rows = data.training_rows("observations")
+    scale = observations[rows].std(0, correction=0)
 
     class Clairvoyant:
         def predict(self, states, actions, *, off=0.0):
@@ -64,3 +68,22 @@ def test_a_checkpoint_is_enough(tmp_path, pendulum_file):
     other = saved(BehaviourCloning(3, 1, hidden_dim=8), tmp_path / "other.ckpt")
     with pytest.raises(InputError, match="BehaviourCloning, which predicts no states"):
         dynamics_error(str(pendulum_file), {"other": other}, **options)
+
+
+def test_windows_are_of_the_episodes_that_the_models_did_not_see(tmp_path):
+    """Also where some are too short to be looked at, which would change which ones are held out."""
+    ends = np.zeros(1000, bool)
+    ends[[19, *range(99, 1000, 100)]] = True  # the first episode has 20 steps
+    path = write_d4rl(tmp_path / "short.hdf5", timeouts=ends)
+    for seed in range(4):
+        options = {"seed": seed, "val_fraction": 0.3}
+        windows, scale = _held_out(str(path), 51, 1000, options)
+        data = ChunkData(str(path), **options)
+        data.setup("fit")
+        firsts = data.val_data[torch.arange(data.val_data.num_chunks)]["observations"][:, 0]
+        seen = (windows["observations"][:, :1] == firsts).all(-1).any(1)
+        assert seen.all()
+        assert windows["mask"].all()
+    assert (scale > 0).all()
+    with pytest.raises(InputError, match="No held-out episode has 101 steps"):
+        _held_out(str(path), 101, 10, {})

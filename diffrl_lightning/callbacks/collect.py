@@ -16,7 +16,8 @@ class Collect(pl.Callback):
     """Every so many updates the agent takes a step in each environment, to learn from.
 
     ``collect/return_mean`` is logged of the episodes that have ended since, and ``collect/steps``, the
-    steps so far. Whenever what there is has doubled, the agent's normalisers take its statistics again.
+    steps so far. Whenever there is twice as much as when the agent's normalisers last took their
+    statistics, they take them again.
 
     Args:
         steps_per_update: environment steps for each optimiser step.
@@ -34,13 +35,19 @@ class Collect(pl.Callback):
         self.steps_per_update = steps_per_update
         self.policy_kwargs = {"temperature": 1.0} if policy_kwargs is None else policy_kwargs
         self._returns: list[float] = []
-        self._step = 0
+        self._step = self._measured = 0
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Refuse data that do not grow, and several processes."""
+        """Refuse data that do not grow, several processes, and keywords that the policy has not."""
         data = getattr(trainer, "datamodule", None)
         if stage == "fit" and (trainer.world_size > 1 or not isinstance(data, OnlineData)):
             raise InputError("Collect needs OnlineData and a single process: set devices to 1.")
+        try:
+            pl_module.make_policy(**self.policy_kwargs)  # type: ignore[operator]
+        except TypeError as error:
+            raise InputError(f"Collect's policy_kwargs do not fit: {error}.") from error
+        if stage == "fit" and not self._measured:
+            self._measured = len(data.buffer)  # type: ignore[union-attr]
 
     def on_train_batch_end(  # noqa: D102
         self, trainer: pl.Trainer, pl_module: Any, *args: Any
@@ -52,10 +59,10 @@ class Collect(pl.Callback):
         self._step = step
         per_round = data.num_envs / self.steps_per_update
         for k in range(int((step - 1) / per_round), int(step / per_round)):
-            held = data.buffer.added
             self._returns += data.collect(self._explore(pl_module, data, k))
-            if (data.buffer.added & held) == 0:  # a power of two
+            if len(data.buffer) >= 2 * self._measured:
                 pl_module.fit_normalizers(data)
+                self._measured = len(data.buffer)
         if step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             pl_module.log("collect/steps", float(data.buffer.added * data.num_envs))
             if self._returns:
@@ -70,9 +77,10 @@ class Collect(pl.Callback):
         return policy.act
 
     def state_dict(self) -> dict[str, Any]:
-        """What is to be logged yet."""
-        return {"returns": self._returns, "step": self._step}
+        """What is to be logged yet, and when statistics were taken."""
+        return {"returns": self._returns, "step": self._step, "measured": self._measured}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from there."""
-        self._returns, self._step = list(state_dict["returns"]), state_dict["step"]
+        self._returns = list(state_dict["returns"])
+        self._step, self._measured = state_dict["step"], state_dict["measured"]

@@ -57,11 +57,21 @@ class SkillFigure(pl.Callback):
         self.num_points, self.num_starts, self.num_skills = num_points, num_starts, num_skills
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Refuse a role without skills of its own."""
+        """Refuse a role without skills of its own, and a maze that can not be set to a state."""
         if not all(hasattr(pl_module, name) for name in ("encode", "sample_skills", "decode")):
             raise InputError(
                 f"{type(pl_module).__name__} draws no skills: leave out the callback SkillFigure."
             )
+        datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
+        if not self.num_starts or not datamodule.env_id:
+            return
+        env = datamodule.make_env()
+        if Maze.of(env) is not None:
+            nothing = [
+                np.zeros((0, d)) for d in (datamodule.observation_dim, datamodule.action_dim)
+            ]
+            simulate(env, nothing[0], nothing[1], show_progress=False)
+        env.close()
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Draw, measure and log, in the first process."""
@@ -137,7 +147,7 @@ def draw_skills(
         axis.set_axis_off()
     centred = latents.float().cpu() - latents.float().cpu().mean(0)
     _, _, directions = torch.linalg.svd(centred, full_matrices=False)
-    x, y = (centred @ directions[:2].T).T.numpy()
+    x, y = torch.nn.functional.pad(centred @ directions[:2].T, (0, 1)).T[:2].numpy()
     if maze is not None:
         moved = (batch["next_observations"] - batch["observations"][:, 0])[:, :2].float().cpu()
         shown, name = torch.atan2(moved[:, 1], moved[:, 0]).numpy(), "direction"

@@ -81,7 +81,8 @@ class Chunks(Windows):
 
     def __getitem__(self, index: int | Tensor) -> ChunkBatch:
         """Chunks of these indices, (B, ...)."""
-        number, chunk = _divmod(torch.as_tensor(index), self.num_chunks)
+        index = torch.as_tensor(index)
+        number, chunk = index // self.num_chunks, index % self.num_chunks
         batch = super().__getitem__(chunk)
         start, episode = self.starts(chunk)
         count = batch["mask"].sum(-1)
@@ -191,7 +192,3 @@ class ChunkData(OfflineData):
             start_steps=self.start_steps,
             start_repeats=self.start_repeats,
         )
-
-
-def _divmod(index: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    return torch.div(index, count, rounding_mode="floor"), index % count

@@ -139,6 +139,7 @@ class OnlineData(pl.LightningDataModule):
         batch_size: chunks of a batch.
         batches_per_epoch: after so many an epoch ends.
         ref_scores: random and expert return for the normalised score.
+        pin_memory: copy batches to page-locked memory, for CUDA.
         seed: of the episodes and the batches.
 
     Raises:
@@ -146,6 +147,7 @@ class OnlineData(pl.LightningDataModule):
     """
 
     makes: Literal["chunks"] = "chunks"
+    grows = True
     goal_dim, num_origins, stride = 0, 1, 1
 
     def __init__(
@@ -159,6 +161,7 @@ class OnlineData(pl.LightningDataModule):
         batch_size: int = 256,
         batches_per_epoch: int = 1_000,
         ref_scores: tuple[float, float] | None = None,
+        pin_memory: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -170,8 +173,12 @@ class OnlineData(pl.LightningDataModule):
         env = self.make_env()
         keys, goal_key = layout(env.observation_space)
         self.observation_dim, goal_dim = layout_dims(env.observation_space, keys, goal_key)
-        self.action_dim = int(np.prod(env.action_space.shape or ()))
+        space = env.action_space
         env.close()
+        flat = isinstance(space, gym.spaces.Box) and len(space.shape) == 1
+        if not flat or not np.isfinite([space.low, space.high]).all():  # type: ignore[attr-defined]
+            raise InputError(f"{env_id!r} needs actions that are bounded vectors, not {space}.")
+        self.action_dim = int(space.shape[0])  # type: ignore[index]
         if goal_dim:
             raise InputError(
                 f"{env_id!r} has a goal, which is not pursued online: use another one."
@@ -180,11 +187,12 @@ class OnlineData(pl.LightningDataModule):
         self.horizon, self.num_envs, self.prefill_steps = horizon, num_envs, prefill_steps
         self.batch_size, self.batches_per_epoch, self.seed = batch_size, batches_per_epoch, seed
         self.buffer = ChunkBuffer(capacity, num_envs, self.observation_dim, self.action_dim)
+        self.pin_memory = pin_memory
         self._collector: Collector | None = None
 
     def setup(self, stage: str) -> None:
         """Take the first steps, once."""
-        if self._collector is not None:
+        if stage != "fit" or self._collector is not None:
             return
         self._collector = Collector(self.make_vector_env(self.num_envs), self.seed)  # type: ignore[arg-type]
         space = self.action_space()
@@ -233,11 +241,20 @@ class OnlineData(pl.LightningDataModule):
         return self.buffer.chunks(torch.from_numpy(index), self.horizon)
 
     def train_dataloader(self) -> DataLoader:
-        """Batches of what there is when each is drawn."""
+        """Batches of what there is when each is drawn.
+
+        Raises:
+            InputError: if there are several processes, or nobody acts.
+        """
         assert self.trainer is not None
+        callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
+        if self.trainer.world_size > 1:
+            raise InputError("OnlineData lives in a single process: set devices to 1.")
+        if not any(type(c).__name__ == "Collect" for c in callbacks):
+            raise InputError("Nobody acts in the environment: add the callback Collect.")
         progress = self.trainer.fit_loop.epoch_loop.batch_progress
         batches = _Batches(self, self.batches_per_epoch, lambda: progress.total.ready)
-        return ResumableLoader(batches, batch_size=None)
+        return ResumableLoader(batches, batch_size=None, pin_memory=self.pin_memory)
 
     def val_dataloader(self) -> DataLoader:
         """One batch of what there is: validation is a rollout."""
@@ -254,8 +271,9 @@ class OnlineData(pl.LightningDataModule):
         return {"buffer": self.buffer.state_dict(), "collector": self._collector.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """All as it was."""
-        assert self._collector is not None
+        """All as it was; a test needs none of it."""
+        if self._collector is None:
+            return
         self.buffer.load_state_dict(state_dict["buffer"])
         self._collector.load_state_dict(state_dict["collector"])
 

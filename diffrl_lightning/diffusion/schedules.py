@@ -26,7 +26,13 @@ def cosine_betas(num_train_timesteps: int, s: float = 0.008, max_beta: float = 0
 def power_cosine_betas(
     num_train_timesteps: int, power: float = 1.0, max_beta: float = 0.999
 ) -> Tensor:
-    """abar(u) = cos(pi u / 2) ** (2 power): the lower the power, the later the noise (PolyGRAD)."""
+    """abar(u) = cos(pi u / 2) ** (2 power): the lower the power, the later the noise (PolyGRAD).
+
+    Raises:
+        InputError: if an argument is out of range.
+    """
+    if num_train_timesteps < 1 or power <= 0:
+        raise InputError(f"{num_train_timesteps=} must be at least 1, {power=} above 0.")
     u = torch.linspace(0, 1, num_train_timesteps + 1, dtype=torch.float64)
     alphas_cumprod = torch.cos(u * math.pi / 2) ** (2 * power)
     return (1 - alphas_cumprod[1:] / alphas_cumprod[:-1]).clamp(0, max_beta)

@@ -53,6 +53,7 @@ class DiffusionModule(pl.LightningModule, ABC):
     diffusion: GaussianDiffusion
     trajectory: TrajectoryNormalizer
     learns_from: ClassVar[Literal["windows", "transitions", "futures", "chunks"]] = "windows"
+    learns_online: ClassVar[bool] = False  # from data that grow while it does
     # By attribute: a method that it has, and the hyper-parameters that it shares.
     companions: ClassVar[dict[str, tuple[str, Sequence[str]]]] = {}
     # The best checkpoint is chosen so where validation does not roll out; None takes the last one.
@@ -119,6 +120,18 @@ class DiffusionModule(pl.LightningModule, ABC):
             raise InputError(
                 f"{type(self).__name__} does not pursue goals: leave them out with data.goal_key "
                 "none, or use Diffuser."
+            )
+
+    def refuse_mapped_rewards(self, datamodule: Any) -> None:
+        """For models whose rewards are to be the environment's.
+
+        Raises:
+            InputError: if the data's are others.
+        """
+        if getattr(datamodule, "rewards", "raw") != "raw":
+            raise InputError(
+                f"rewards={datamodule.rewards!r} would be modelled as the environment's: use "
+                "rewards=raw, and change them where an agent learns from the result."
             )
 
     @property
@@ -214,9 +227,12 @@ class DiffusionModule(pl.LightningModule, ABC):
         if stage == "fit":
             check_data(type(self), type(datamodule))
             self._check_discount(datamodule)
-        # A companion, which statistics may depend on, may come with a checkpoint, after this.
-        if not self.companions and not self._fitted():
-            self.fit_normalizers(datamodule)
+        # A companion, which statistics may depend on, may come with a checkpoint, after this; and what
+        # an agent has done is there only while it learns.
+        empty = getattr(datamodule, "grows", False) and stage != "fit"
+        if self.companions or empty or self._fitted():
+            return
+        self.fit_normalizers(datamodule)
 
     def _check_discount(self, datamodule: Any) -> None:
         """Data that were discounted, as sums of rewards or as futures, are to be so as the model is."""
@@ -394,6 +410,10 @@ def check_data(role: type[DiffusionModule], data: type) -> None:
     Raises:
         InputError: naming the kind that it does.
     """
+    if getattr(data, "grows", False) and not role.learns_online:
+        raise InputError(
+            f"{role.__name__} does not learn online, from {data.__name__}: use ChunkData."
+        )
     if getattr(data, "makes", role.learns_from) != role.learns_from:
         wanted = {
             "windows": "SequenceData",

@@ -125,7 +125,12 @@ class DiffusionDynamics(DiffusionModule):
         self.register_buffer("step_size", torch.tensor(0.005))
 
     def fit_normalizers(self, datamodule: Any) -> None:
-        """Take the statistics of the training episodes' states, actions and rewards."""
+        """Take the statistics of the training episodes' states, actions and rewards.
+
+        Raises:
+            InputError: if the data's rewards are not those of the environment.
+        """
+        self.refuse_mapped_rewards(datamodule)
         super().fit_normalizers(datamodule)
         self.rewards.fit(*datamodule.training_rows("rewards"))
 

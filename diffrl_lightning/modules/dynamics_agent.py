@@ -37,7 +37,7 @@ class DynamicsAgent(DiffusionDynamics):
         num_train_timesteps: T.
         schedule_power: abar = cos(pi u / 2) ** (2 power): the lower, the later comes the noise.
         num_inference_steps: network evaluations of an imagined trajectory, default T.
-        num_imagined: trajectories of a step of the policy, at most the batch's.
+        num_imagined: trajectories of a step of the policy, from states of the batch in turn.
         policy_every: optimiser steps from one step of the policy to the next.
         policy_start: optimiser steps before the first one.
         discount: of a step.
@@ -60,6 +60,7 @@ class DynamicsAgent(DiffusionDynamics):
         InputError: if there are goals, or an argument is unknown or out of range.
     """
 
+    learns_online = True
     chosen_by = None  # an agent's loss is no measure
     low: Tensor  # (A,) bounds of actions
     high: Tensor
@@ -174,7 +175,9 @@ class DynamicsAgent(DiffusionDynamics):
             # Every parameter takes part in the graph, as processes that share gradients want it.
             idle = [*self._actor_parameters(), *self.critic.parameters()]
             return loss + 0 * torch.stack([p.sum() for p in idle]).sum(), info
-        states = batch["observations"][: self.hparams["num_imagined"], 0]
+        states = batch["observations"][:, 0]
+        turn = torch.arange(self.hparams["num_imagined"], device=states.device) % len(states)
+        states = states[turn]
         policy_loss, policy_info = self._policy_loss(states)
         return loss + policy_loss, info | policy_info
 
@@ -201,7 +204,7 @@ class DynamicsAgent(DiffusionDynamics):
             self.tune(spread, options["tune_lr"])
         seen = self.trajectory.observations.normalize(imagined.observations)
         with torch.no_grad():
-            values = self.target_critic(seen)[..., 0]
+            values = self._values(self.target_critic, seen)
             advantages = generalized_advantages(
                 imagined.rewards,
                 values,
@@ -222,7 +225,7 @@ class DynamicsAgent(DiffusionDynamics):
         gain = found.log_prob(imagined.actions[:, :-1]) * scaled
         entropy = found.std.log().sum(-1)  # up to a constant
         actor_loss = -((gain + options["entropy_weight"] * entropy) * alive).sum() / count
-        value_error = (self.critic(seen[:, :-1])[..., 0] - targets).square()
+        value_error = (self._values(self.critic, seen[:, :-1]) - targets).square()
         critic_loss = 0.5 * (value_error * alive).sum() / count
         info = {
             "actor_loss": actor_loss.detach(),
@@ -234,6 +237,12 @@ class DynamicsAgent(DiffusionDynamics):
             "policy_std": found.std.detach().mean(),
         }
         return actor_loss + critic_loss, info
+
+    @staticmethod
+    def _values(critic: Any, states: Tensor) -> Tensor:
+        """Of normalised states (..., O), in full precision: small differences of large numbers."""
+        with torch.autocast(states.device.type, enabled=False):
+            return critic(states.float())[..., 0]
 
     def decide(
         self, states: Tensor, *, temperature: float = 0.0, generator: Generators = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -76,10 +76,15 @@ class EnsembleDynamics(DiffusionModule):
         """The average follows all members."""
         return [(self.ema, self.members)]
 
-    def fit_normalizers(self, datamodule: object) -> None:
-        """Take the statistics of the training episodes' states, actions and rewards."""
+    def fit_normalizers(self, datamodule: Any) -> None:
+        """Take the statistics of the training episodes' states, actions and rewards.
+
+        Raises:
+            InputError: if the data's rewards are not those of the environment.
+        """
+        self.refuse_mapped_rewards(datamodule)
         super().fit_normalizers(datamodule)
-        self.rewards.fit(*datamodule.training_rows("rewards"))  # type: ignore[attr-defined]
+        self.rewards.fit(*datamodule.training_rows("rewards"))
 
     def compute_loss(self, batch: TransitionBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Negative log likelihood of changes, rewards and ends, up to a constant."""

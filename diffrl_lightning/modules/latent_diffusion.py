@@ -125,15 +125,15 @@ class LatentDiffusion(DiffusionModule):
         Raises:
             InputError: naming what would do.
         """
+        super().setup(stage)
         if self.hparams["goal_dim"]:
             self.trainer.datamodule.check_goal_leads_state()  # type: ignore[attr-defined]
-        super().setup(stage)
 
     def fit_normalizers(self, datamodule: Any) -> None:
         """Take the statistics of the training chunks' skills."""
         count = datamodule.train_data.num_chunks
         rows = torch.linspace(0, count - 1, min(count, _MOST_ENCODED)).long()
-        self.latents.fit(self.skills.encode(datamodule.train_data[rows]).mean)
+        self.latents.fit(self._means(datamodule.train_data, rows))
 
     def on_fit_start(self) -> None:
         """Encode all training chunks, once."""
@@ -144,10 +144,15 @@ class LatentDiffusion(DiffusionModule):
     @torch.no_grad()
     def encode_all(self, data: Any, *, show_progress: bool = False) -> Tensor:
         """The skills of all chunks of a dataset (N, D), normalised."""
-        rows = torch.arange(data.num_chunks).split(4096)
+        rows = torch.arange(data.num_chunks)
+        return self.latents.normalize(self._means(data, rows, show_progress=show_progress))
+
+    @torch.no_grad()
+    def _means(self, data: Any, rows: Tensor, *, show_progress: bool = False) -> Tensor:
+        """Of the encoder for these chunks (N, D)."""
         silent = None if show_progress else True  # None: where no one looks
-        bar = tqdm(rows, desc="Encoding", unit="batch", leave=False, disable=silent)
-        return torch.cat([self.encode(_moved(data[part], self.device)) for part in bar])
+        parts = tqdm(rows.split(4096), desc="Encoding", unit="batch", leave=False, disable=silent)
+        return torch.cat([self.skills.encode(_moved(data[p], self.device)).mean for p in parts])
 
     @torch.no_grad()
     def encode(self, batch: ChunkBatch) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -59,7 +59,7 @@ class LatentQ(DiffusionModule):
     """
 
     learns_from = "chunks"
-    companions: ClassVar = {"prior": ("sample_skills", SAME_SKILLS)}
+    companions: ClassVar = {"prior": ("encode_all", SAME_SKILLS)}
     chosen_by = None  # the critics' loss is no measure: its target moves
 
     def __init__(
@@ -107,13 +107,13 @@ class LatentQ(DiffusionModule):
         Raises:
             InputError: naming what would do.
         """
+        super().setup(stage)
         datamodule = self.trainer.datamodule  # type: ignore[attr-defined]
         if self.goal_dim and stage == "fit" and not datamodule.num_goals:
             raise InputError(
                 "The environment has goals, and the critics learn of them in hindsight: give "
                 "data.num_goals, say 8, or data.goal_key none."
             )
-        super().setup(stage)
 
     def fit_normalizers(self, datamodule: Any) -> None:
         """Those of the prior and its skills are all there are."""
@@ -144,11 +144,13 @@ class LatentQ(DiffusionModule):
         bar = tqdm(rows, desc="Drawing candidates", unit="batch", leave=False, disable=silent)
         assert self._noise_seed is not None
         generator = torch.Generator(self.device).manual_seed(self._noise_seed)
-        parts = []
+        options = self.hparams
+        size = (data.num_chunks, options["num_candidates"], options["latent_dim"])
+        drawn = torch.empty(size, dtype=torch.half, device=self.device)
         for part in bar:
             following = data[part]["next_observations"].to(self.device)
-            parts.append(self._draw(following, generator).half())
-        return torch.cat(parts)
+            drawn[part.to(self.device)] = self._draw(following, generator).half()
+        return drawn
 
     @torch.no_grad()
     def _draw(self, states: Tensor, generator: Generators = None) -> Tensor:
@@ -173,13 +175,13 @@ class LatentQ(DiffusionModule):
         powers = self.discount ** torch.arange(rewards.shape[1], device=rewards.device)
         with torch.no_grad():
             following = self._states(batch["next_observations"], goals)
-            q = self.target_critic(following, candidates.to(following))  # (2, B, M)
+            q = self._q(self.target_critic, following, candidates)  # (2, B, M)
             best = q.flip(0).argmax(-1, keepdim=True)  # each by the other's
             least = q.amin(0).expand_as(q).gather(-1, best)[..., 0]
             beyond = self.discount ** batch["steps"] * (1 - batch["terminations"])
             target = (rewards * powers).sum(1) + beyond * least  # (2, B)
         states = self._states(batch["observations"][:, 0], goals)
-        found = self.critic(states, skills[:, None])[..., 0]
+        found = self._q(self.critic, states, skills[:, None])[..., 0]
         loss = (found - target).square().mean(1).sum()
         return loss, {"q_mean": found.detach().mean(), "target_std": target.std()}
 
@@ -213,7 +215,7 @@ class LatentQ(DiffusionModule):
         Keywords are those of :meth:`make_policy`.
         """
         skills = self.prior.sample_skills(states, num_candidates, generator=generator, **sampling)
-        q = self.target_critic(self._states(states, goals), skills).amin(0).float()
+        q = self._q(self.target_critic, self._states(states, goals), skills).amin(0)
         chosen = choose(q, choice_temperature, generator)
         return skills.take_along_dim(chosen[:, None, None], 1)[:, 0]
 
@@ -245,6 +247,8 @@ class LatentQ(DiffusionModule):
             raise InputError(
                 f"{num_candidates=} must be at least 1, {choice_temperature=} at least 0."
             )
+        if sampler not in get_args(Sampler):  # the prior is not here yet before training
+            raise InputError(f"{sampler=} is unknown: choose {', '.join(get_args(Sampler))}.")
         if self.prior is not None and num_inference_steps is not None:
             check_sampling(self.prior.diffusion, sampler, num_inference_steps)
         choose = partial(
@@ -263,6 +267,12 @@ class LatentQ(DiffusionModule):
             ),
             n_action_steps=n_action_steps,
         )
+
+    @staticmethod
+    def _q(critic: Any, states: Tensor, skills: Tensor) -> Tensor:
+        """Q (2, B, M) in full precision: small differences of large numbers."""
+        with torch.autocast(states.device.type, enabled=False):
+            return critic(states.float(), skills.float())
 
     def _states(self, states: Tensor, goals: Tensor | None) -> Tensor:
         """What the critics see (B, O + G), normalised."""

@@ -50,7 +50,6 @@ class LatentSkills(DiffusionModule):
         lr_schedule: keep the rate, or let it fall to 0 along a cosine over the whole run.
         weight_decay: decoupled weight decay.
         ema_decay: share of the weight average that each update keeps.
-        compile: compile the networks for training.
 
     Raises:
         InputError: if an argument is out of range.
@@ -74,7 +73,6 @@ class LatentSkills(DiffusionModule):
         lr_schedule: Literal["constant", "cosine"] = "constant",
         weight_decay: float = 0.0,
         ema_decay: float = 0.995,
-        compile: bool = False,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()

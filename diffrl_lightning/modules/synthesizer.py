@@ -99,11 +99,7 @@ class Synthesizer(DiffusionModule):
         Raises:
             InputError: if the data's rewards are not those of the environment.
         """
-        if getattr(datamodule, "rewards", "raw") != "raw":
-            raise InputError(
-                f"rewards={datamodule.rewards!r} would be synthesized as the environment's: use "
-                "rewards=raw, and change them where an agent learns from the result."
-            )
+        self.refuse_mapped_rewards(datamodule)
         if getattr(datamodule, "n_steps", 1) > 1:
             raise InputError("Synthetic transitions are single steps: use n_steps=1.")
         super().fit_normalizers(datamodule)

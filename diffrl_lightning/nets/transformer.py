@@ -179,8 +179,8 @@ class StepTransformer(nn.Module):
         self, transition_dim: int, *, cond_dim: int, dim: int, depth: int, num_heads: int
     ) -> None:
         super().__init__()
-        if num_heads < 1 or dim % num_heads or dim % 2:
-            raise InputError(f"{dim=} must be even and a multiple of {num_heads=}.")
+        if dim < 4 or num_heads < 1 or dim % num_heads or dim % 2:
+            raise InputError(f"{dim=} must be even, at least 4 and a multiple of {num_heads=}.")
         self.position = SinusoidalEmbedding(dim)
         self.embed_level = StepEmbedding(
             SinusoidalEmbedding(dim), nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, dim)

@@ -1,5 +1,8 @@
 """DynamicsAgent: advantages, learning in a known world, going on, what every role must do."""
 
+from itertools import pairwise
+
+import lightning.pytorch as pl
 import pytest
 import torch
 
@@ -8,6 +11,7 @@ from diffrl_lightning import (
     Collect,
     DynamicsAgent,
     InputError,
+    LatentDiffusion,
     OnlineData,
     TransitionData,
 )
@@ -92,19 +96,20 @@ def agent():
     return small(observation_dim=4, policy_start=4, policy_every=2, num_imagined=8)
 
 
-def fit(tmp_path, steps, **kwargs):
-    data, module, collect = online(), agent(), Collect(steps_per_update=0.5)
+def fit(tmp_path, steps, prefill_steps=60, **kwargs):
+    data, module = online(prefill_steps=prefill_steps), agent()
+    collect = Collect(steps_per_update=0.5)
     trainer = quiet_trainer(tmp_path, max_steps=steps, callbacks=[collect], log_every_n_steps=5)
     trainer.fit(module, datamodule=data, **kwargs)
     return trainer, module, data
 
 
 def test_it_acts_while_it_learns(tmp_path):
-    """A step of both environments for every four updates; statistics follow what there is."""
-    trainer, module, data = fit(tmp_path, 26)
-    assert data.buffer.added == 30 + 6
-    assert trainer.callback_metrics["collect/steps"] == 2 * (30 + 6)
-    actions = data.buffer.arrays["actions"][:32]
+    """A step of both environments for every four updates; statistics follow as these double."""
+    trainer, module, data = fit(tmp_path, 26, prefill_steps=8)
+    assert data.buffer.added == 4 + 6
+    assert trainer.callback_metrics["collect/steps"] == 2 * (4 + 6)
+    actions = data.buffer.arrays["actions"][:8]
     assert module.trajectory.actions.std.item() == pytest.approx(
         actions.std(correction=0).item(), rel=1e-4
     )
@@ -120,6 +125,38 @@ def test_an_interrupted_run_goes_on_as_if_it_were_not(tmp_path):
         assert torch.equal(value, resumed.state_dict()[name]), name
     for name, value in seen.buffer.arrays.items():
         assert torch.equal(value, data.buffer.arrays[name]), name
+
+
+def test_actor_and_critic_take_their_own_steps_alone(tmp_path):
+    """Not even by the momentum of an earlier one, in the steps that are the model's."""
+    seen = []
+
+    class Watch(pl.Callback):
+        def on_train_batch_end(self, trainer, module, *args):
+            weights = [*module._actor_parameters(), *module.critic.parameters()]
+            seen.append(torch.cat([p.detach().flatten() for p in weights]))
+
+    torch.manual_seed(2)
+    module = small(observation_dim=4, policy_start=4, policy_every=3, num_imagined=8)
+    trainer = quiet_trainer(tmp_path, max_steps=10, callbacks=[Collect(), Watch()])
+    trainer.fit(module, datamodule=online())
+    moved = [k + 2 for k, (a, b) in enumerate(pairwise(seen)) if not torch.equal(a, b)]
+    assert moved == [6, 9]
+
+
+def test_what_does_not_fit_online_is_refused_before_training(tmp_path):
+    def fit(module, *callbacks):
+        trainer = quiet_trainer(tmp_path, max_steps=1, callbacks=list(callbacks))
+        trainer.fit(module, datamodule=online())
+
+    with pytest.raises(InputError, match="add the callback Collect"):
+        fit(agent())
+    with pytest.raises(InputError, match="do not fit"):
+        fit(agent(), Collect(policy_kwargs={"temprature": 1.0}))
+    with pytest.raises(InputError, match="does not learn online"):
+        fit(LatentDiffusion(4, 1, horizon=6, latent_dim=4), Collect())
+    with pytest.raises(InputError, match="needs actions that are bounded vectors"):
+        OnlineData("CartPole-v1")
 
 
 def test_collecting_needs_data_that_grow(tmp_path, pendulum_file):

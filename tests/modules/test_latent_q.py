@@ -7,7 +7,7 @@ import torch
 
 from diffrl_lightning import ChunkData, InputError, LatentQ
 from diffrl_lightning.normalizers import TrajectoryNormalizer
-from modules.role_tester import check_role, quiet_trainer, saved, small_prior
+from modules.role_tester import check_role, quiet_trainer, saved, small_prior, small_skills
 
 SMALL = {"horizon": 8, "latent_dim": 4, "hidden_dim": 32, "num_candidates": 3}
 
@@ -132,11 +132,13 @@ def test_goals_are_a_chunks_own_or_anothers():
 def test_candidates_are_the_same_whenever_a_run_goes_on(tmp_path, pendulum_file, prior_ckpt):
     """In half precision, one set for each chunk."""
     data = ChunkData(str(pendulum_file), horizon=8, batch_size=32)
-    found = []
-    for steps in (1, 3):
-        torch.manual_seed(5)
+    found, path = [], tmp_path / "begun.ckpt"
+    for steps, resumed in ((1, None), (3, path)):
+        torch.manual_seed(5 + steps)
         module = small(prior_ckpt=prior_ckpt)
-        quiet_trainer(tmp_path, max_steps=steps).fit(module, data)
+        trainer = quiet_trainer(tmp_path, max_steps=steps)
+        trainer.fit(module, data, ckpt_path=resumed)
+        trainer.save_checkpoint(path)
         found.append(module._candidates)
     assert torch.equal(*found)
     assert found[0].dtype == torch.float16
@@ -161,6 +163,14 @@ def test_candidates_that_do_not_fit_are_refused(tmp_path, pendulum_file, prior_c
 def test_refuses(wrong, match):
     with pytest.raises(InputError, match=match):
         small(**wrong)
+
+
+def test_skills_are_no_prior(tmp_path, pendulum_file):
+    path = saved(small_skills(pendulum_file), tmp_path / "skills.ckpt")
+    with pytest.raises(InputError, match="LatentSkills, which has no encode_all"):
+        quiet_trainer(tmp_path, max_steps=1).fit(
+            small(prior_ckpt=path), ChunkData(str(pendulum_file), horizon=8)
+        )
 
 
 def test_it_needs_a_prior(tmp_path, pendulum_file):

@@ -16,6 +16,7 @@ from diffrl_lightning.nets import (
     ResidualMLP,
     SkillCritic,
     SkillVAE,
+    StepTransformer,
     TemporalUnet,
     TemporalValue,
     TwinQ,
@@ -124,6 +125,22 @@ def test_the_step_matters_and_rows_do_not_mix():
     out = net(x, t)
     assert not torch.allclose(out, net(x, t.flip(0)))
     torch.testing.assert_close(out[1:2], net(x[1:2], t[1:2]), atol=1e-5, rtol=1e-5)
+
+
+def test_a_step_transformer_does_not_look_ahead():
+    net = perturbed(StepTransformer(5, cond_dim=2, dim=16, depth=2, num_heads=2))
+    x, cond, t = torch.randn(3, 6, 5), torch.randn(3, 6, 2), torch.tensor([0, 4, 9])
+    for training in (True, False):  # evaluation takes another path
+        net.train(training)
+        before = net(x, t, cond)
+        moved = cond.clone()
+        moved[:, 3] += 1
+        after = net(x, t, moved)
+        torch.testing.assert_close(before[:, :3], after[:, :3])
+        assert (before[:, 3:] - after[:, 3:]).abs().amin((0, 2)).min() > 0
+    assert not torch.allclose(before, net(x, t.flip(0), cond))
+    with pytest.raises(InputError, match="multiple of num_heads"):
+        StepTransformer(5, cond_dim=2, dim=18, depth=1, num_heads=4)
 
 
 def test_horizon_is_refused_with_the_nearest_good_ones():
