@@ -1,47 +1,22 @@
 """Two processes: their own noise, equal weights, and one set of episodes between them."""
 
 import json
-import os
-import subprocess
 
 import pytest
 import torch
-from helpers import companions, diffrl_command, fit_args
+from helpers import companions, fit_args
 from modules.role_tester import ready, saved
+from two_processes import TwoProcesses
 
 from diffrl_lightning import DiffusionModule, SequenceData, TrajectoryValue
 from diffrl_lightning.cli import main
 
-PROBE = """
-import lightning.pytorch as pl, torch
 
-class Probe(pl.Callback):
-    '''Writes what each rank drew, saw, ended with, and evaluated.'''
-    draws, rows = [], []
-    def on_before_optimizer_step(self, trainer, module, optimizer):
-        self.draws.append(torch.rand(()).item())
-    def on_train_batch_start(self, trainer, module, batch, batch_idx):
-        self.rows.append(batch["observations"].flatten(1)[:, :3].clone())
-    def on_fit_end(self, trainer, module):
-        torch.save({"draws": self.draws, "rows": torch.cat(self.rows),
-                    "weights": module.state_dict()}, f"fit{trainer.global_rank}.pt")
-    def on_test_end(self, trainer, module):
-        rollout = next(c for c in trainer.callbacks if type(c).__name__ == "Rollout")
-        episodes = [(e.seed, e.episode_return) for e in rollout.evaluation.episodes]
-        torch.save(episodes, f"test{trainer.global_rank}.pt")
-"""
-
-
-def run(folder, args):
-    """Run in two processes."""
-    (folder / "probe_callback.py").write_text(PROBE)
-    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(folder)}
-    options = ("--trainer.devices=2", "--trainer.strategy=ddp")
-    command = diffrl_command(*args, *options, "--trainer.callbacks+=probe_callback.Probe")
-    result = subprocess.run(
-        command, cwd=folder, env=env, capture_output=True, text=True, timeout=300
-    )
-    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-5000:]
+@pytest.fixture(scope="module")
+def two_processes():
+    processes = TwoProcesses()
+    yield processes
+    processes.stop()
 
 
 def read(folder, stage):
@@ -89,7 +64,7 @@ SILENT = (
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_two_processes(role, tmp_path, monkeypatch, pendulum_file):
+def test_two_processes(role, two_processes, tmp_path, monkeypatch, pendulum_file):
     acts = role not in SILENT
     options = ["--rollout.num_episodes=5", "--data.env_kwargs.max_episode_steps=60"]
     if role == "diffuser":
@@ -103,9 +78,10 @@ def test_two_processes(role, tmp_path, monkeypatch, pendulum_file):
         "--trainer.max_steps=6",
         "--trainer.val_check_interval=6",
         "--data.batch_size=16",
+        "--trainer.callbacks+=two_processes.Probe",
     )
     options += companions(role, tmp_path, pendulum_file)
-    run(tmp_path, fit_args(pendulum_file, *options, *fit, role=role))
+    two_processes.run(tmp_path, fit_args(pendulum_file, *options, *fit, role=role))
 
     first, second = read(tmp_path, "fit")
     assert not set(first["draws"]) & set(second["draws"]), "each rank draws noise of its own"
