@@ -88,8 +88,8 @@ class SkillFigure(pl.Callback):
             data = datamodule.val_data
             order = torch.randperm(len(data))[: self.num_points]
             batch = to_device(data[order], pl_module.device)
-            latents = pl_module.encode(batch)
-            latents = getattr(latents, "mean", latents)  # of a Gaussian, its mean
+            encoded = pl_module.encode(batch)
+            latents = encoded if isinstance(encoded, Tensor) else encoded.mean  # of a Gaussian
             if maze is not None:
                 starts = self._starts(env, maze, batch, pl_module)
         if starts and maze is not None:

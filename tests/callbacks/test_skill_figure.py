@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from modules.role_tester import quiet_trainer, small_skills
+from modules.role_tester import quiet_trainer, small_prior, small_skills
 
 from diffrl_lightning import ChunkData, DiffusionQL, InputError, LatentSkills, SkillFigure
 
@@ -45,10 +45,11 @@ def test_what_skills_do_in_a_maze(tmp_path, still):
     assert (tmp_path / "skills_val.png").stat().st_size > 20_000
 
 
-def test_skills_elsewhere(tmp_path, pendulum_file):
+@pytest.mark.parametrize("make", [small_skills, small_prior])
+def test_skills_elsewhere(tmp_path, pendulum_file, make):
     trainer = quiet_trainer(tmp_path, limit_val_batches=1, callbacks=[SkillFigure(num_points=50)])
     data = ChunkData(str(pendulum_file), horizon=8)
-    trainer.validate(small_skills(pendulum_file), datamodule=data, verbose=False)
+    trainer.validate(make(pendulum_file), datamodule=data, verbose=False)
     assert "val/end_distance" not in trainer.callback_metrics
     assert (tmp_path / "skills_val.png").stat().st_size > 10_000
 
