@@ -1,4 +1,4 @@
-"""How good synthetic transitions are, beside two controls, as a table and a figure.
+"""How good synthetic transitions are, beside controls, as a table and a figure.
 
 ``python -m diffrl_lightning.quality --help``
 """
@@ -27,7 +27,7 @@ from diffrl_lightning.types import InputError
 
 def quality(
     real: str,
-    synthetic: str,
+    synthetic: dict[str, str] | str,  # in this order, for a string is read as the first that fits
     *,
     num_rows: int = 40_000,
     num_neighbours: int = 2_000,
@@ -44,7 +44,8 @@ def quality(
 
     Args:
         real: the real dataset.
-        synthetic: the synthetic one.
+        synthetic: the synthetic one, or a name and a dataset for each of several; the figure is of the
+            first.
         num_rows: rows of each, drawn at random; at most a fifth of the real ones.
         num_neighbours: rows whose nearest real ones are looked for.
         num_simulated: rows that are simulated, in MuJoCo's planar environments; 0 for none.
@@ -52,23 +53,25 @@ def quality(
         output: path of the files, without ending.
 
     Raises:
-        InputError: if the datasets have unequal dimensions.
+        InputError: if the datasets have unequal dimensions, or a name is that of a control.
     """
+    synthetic = {"synthetic": synthetic} if isinstance(synthetic, str) else synthetic
     data = _data(real)
     rng = np.random.default_rng(seed)
     rest, held_out = _split(data, num_rows, rng)
-    other = _data(synthetic)
-    if (other.observation_dim, other.action_dim) != (data.observation_dim, data.action_dim):
-        raise InputError(f"{real!r} and {synthetic!r} have unequal dimensions: give like datasets.")
-    drawn = _take(other, rng.permutation(len(_all(other)))[: len(held_out["rewards"])])
-    kinds = {
-        "synthetic": drawn,
+    controls = {
         "real": held_out,
         "Gaussian": _gaussian(held_out, rng),
         "shuffled": _shuffled(held_out, rng),
     }
+    if not synthetic or synthetic.keys() & controls.keys():
+        raise InputError(f"Give synthetic datasets other names than {', '.join(controls)}.")
+    drawn = {
+        name: _drawn(dataset, data, len(held_out["rewards"]), rng)
+        for name, dataset in synthetic.items()
+    }
     results: dict[str, dict[str, float]] = {}
-    for name, rows in kinds.items():
+    for name, rows in (drawn | controls).items():
         metric = SampleQuality(num_neighbours, seed)
         metric.update(joined_rows(rest), real=True)
         metric.update(joined_rows(rows), real=False)
@@ -80,7 +83,7 @@ def quality(
         print(f"| {name} | {' | '.join(f'{x:.4g}' for x in results[name].values())} |", flush=True)
     Path(output).parent.mkdir(parents=True, exist_ok=True)
     Path(f"{output}.json").write_text(json.dumps(results, indent=2) + "\n")
-    draw_marginals(rest, drawn).savefig(f"{output}.png", dpi=110)
+    draw_marginals(rest, next(iter(drawn.values()))).savefig(f"{output}.png", dpi=110)
     return results
 
 
@@ -89,6 +92,16 @@ def _data(dataset: str) -> TransitionData:
     data.prepare_data()
     data.setup("fit")
     return data
+
+
+def _drawn(dataset: str, like: TransitionData, num_rows: int, rng: np.random.Generator) -> Rows:
+    """So many rows of a dataset, or all, in random order."""
+    data = _data(dataset)
+    if (data.observation_dim, data.action_dim) != (like.observation_dim, like.action_dim):
+        raise InputError(
+            f"{like.datasets[0]!r} and {dataset!r} have unequal dimensions: give like datasets."
+        )
+    return _take(data, rng.permutation(len(_all(data)))[:num_rows])
 
 
 def _all(data: TransitionData) -> Any:
