@@ -12,6 +12,8 @@ from diffrl_lightning.types import InputError
 
 NormalizerKind = Literal["gaussian", "limits", "cdf", "none"]
 BOUNDED = ("limits", "cdf")  # these map the data to [-1, 1]
+_LEAST_SHARE = 0.005  # of the rows that are equal, from which on they pile up
+_LEAST_ROWS = 10
 
 
 class Normalizer(nn.Module, ABC):
@@ -184,12 +186,63 @@ class IdentityNormalizer(Normalizer):
         return x
 
 
-def make_normalizer(kind: NormalizerKind, dim: int) -> Normalizer:
-    """A normaliser by name.
+class BoundNormalizer(Normalizer):
+    """Moves values that pile up at the ends of their dimension outwards, and takes them back exactly.
+
+    Actions that were clipped, and states at a limit, are many equal values, which a model of continuous
+    densities smears: half of them fall short of the bound. Seen as values somewhere beyond it they
+    may be smeared as much as the gap is wide, and come back as the bound itself.
+
+    Args:
+        inner: the normaliser of the values so moved.
+        gap: how far, in standard deviations of the data.
+    """
+
+    low: Tensor
+    high: Tensor
+    offset: Tensor
+
+    def __init__(self, inner: Normalizer, gap: float) -> None:
+        super().__init__(inner.dim)
+        self.inner, self.gap = inner, gap
+        self.register_buffer("low", torch.full((self.dim,), -torch.inf))
+        self.register_buffer("high", torch.full((self.dim,), torch.inf))
+        self.register_buffer("offset", torch.zeros(self.dim))
+
+    def fit(self, data: Tensor, rows: Tensor | None = None) -> None:
+        """As :meth:`Normalizer.fit`; at least 10 rows, and 0.5 % of all, pile up."""
+        super().fit(data, rows)
+        self.inner.fitted.fill_(True)
+
+    def _fit(self, dim: int, column: Tensor) -> None:
+        enough = max(_LEAST_ROWS, _LEAST_SHARE * len(column))
+        low, high = column.aminmax()
+        self.low[dim] = low if (column == low).sum() >= enough else -torch.inf
+        self.high[dim] = high if (column == high).sum() >= enough else torch.inf
+        self.offset[dim] = self.gap * column.double().std(correction=0)
+        self.inner._fit(dim, _moved(column, self.low[dim], self.high[dim], self.offset[dim]))
+
+    def normalize(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., D)."""
+        return self.inner.normalize(_moved(x, self.low, self.high, self.offset))
+
+    def unnormalize(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., D), none beyond an end at which values pile up."""
+        return self.inner.unnormalize(x).clamp(self.low, self.high)
+
+
+def _moved(x: Tensor, low: Tensor, high: Tensor, offset: Tensor) -> Tensor:
+    return x + offset * ((x >= high).to(x) - (x <= low).to(x))
+
+
+def make_normalizer(kind: NormalizerKind, dim: int, bound_gap: float = 0.0) -> Normalizer:
+    """A normaliser by name, in a :class:`BoundNormalizer` where there is to be a gap.
 
     Raises:
-        InputError: if the name is unknown.
+        InputError: if the name is unknown, or the gap negative.
     """
+    if bound_gap < 0:
+        raise InputError(f"{bound_gap=} must be at least 0; 0 leaves values as they are.")
     kinds: dict[str, type[Normalizer]] = {
         "gaussian": GaussianNormalizer,
         "limits": LimitsNormalizer,
@@ -198,7 +251,8 @@ def make_normalizer(kind: NormalizerKind, dim: int) -> Normalizer:
     }
     if kind not in kinds:
         raise InputError(f"normalizer={kind!r} is unknown: choose one of {', '.join(kinds)}.")
-    return kinds[kind](dim)
+    normalizer = kinds[kind](dim)
+    return BoundNormalizer(normalizer, bound_gap) if bound_gap else normalizer
 
 
 class TrajectoryNormalizer(nn.Module):
@@ -209,6 +263,7 @@ class TrajectoryNormalizer(nn.Module):
         observation_dim: O.
         action_dim: A.
         action_kind: of the actions' normaliser, where it is another.
+        bound_gap: as in :func:`make_normalizer`.
     """
 
     def __init__(
@@ -217,10 +272,11 @@ class TrajectoryNormalizer(nn.Module):
         observation_dim: int,
         action_dim: int,
         action_kind: NormalizerKind | None = None,
+        bound_gap: float = 0.0,
     ) -> None:
         super().__init__()
-        self.actions = make_normalizer(action_kind or kind, action_dim)
-        self.observations = make_normalizer(kind, observation_dim)
+        self.actions = make_normalizer(action_kind or kind, action_dim, bound_gap)
+        self.observations = make_normalizer(kind, observation_dim, bound_gap)
 
     def fit(self, datamodule: Any) -> None:
         """Take the statistics of the training episodes."""

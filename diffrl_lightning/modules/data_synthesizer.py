@@ -38,6 +38,9 @@ class DataSynthesizer(Synthesizer):
         embed_dim: width of its first layer, and of all embeddings.
         layer_norm: normalise before each residual layer.
         normalizer: of states, actions and rewards.
+        bound_gap: standard deviations by which values that pile up at an end of their dimension, such
+            as clipped actions, are moved outwards while they are diffused, so that they come back
+            exact; 0 leaves them, as published.
         lr: learning rate.
         lr_schedule: keep the rate, or let it fall to 0 along a cosine over the whole run.
         weight_decay: decoupled weight decay.
@@ -70,6 +73,7 @@ class DataSynthesizer(Synthesizer):
         embed_dim: int = 128,
         layer_norm: bool = False,
         normalizer: NormalizerKind = "gaussian",
+        bound_gap: float = 0.0,
         lr: float = 3e-4,
         lr_schedule: Literal["constant", "cosine"] = "cosine",
         weight_decay: float = 0.0,
@@ -144,6 +148,9 @@ class TrajectorySynthesizer(Synthesizer):
         depth: blocks of the transformer.
         num_heads: heads of the transformer.
         normalizer: of states, actions and rewards.
+        bound_gap: standard deviations by which values that pile up at an end of their dimension, such
+            as clipped actions, are moved outwards while they are diffused, so that they come back
+            exact; 0 leaves them, as published.
         lr: learning rate.
         lr_schedule: keep the rate, or let it fall to 0 along a cosine over the whole run.
         weight_decay: decoupled weight decay.
@@ -179,6 +186,7 @@ class TrajectorySynthesizer(Synthesizer):
         depth: int = 2,
         num_heads: int = 4,
         normalizer: NormalizerKind = "gaussian",
+        bound_gap: float = 0.0,
         lr: float = 3e-4,
         lr_schedule: Literal["constant", "cosine"] = "cosine",
         weight_decay: float = 0.0,

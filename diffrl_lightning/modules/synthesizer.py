@@ -87,8 +87,11 @@ class Synthesizer(DiffusionModule):
             start=hparams["ema_start"],
         )
         kind, action_dim = hparams["normalizer"], hparams["action_dim"]
-        self.trajectory = TrajectoryNormalizer(kind, hparams["observation_dim"], action_dim)
-        self.rewards = make_normalizer(kind, 1)
+        gap = hparams["bound_gap"]
+        self.trajectory = TrajectoryNormalizer(
+            kind, hparams["observation_dim"], action_dim, bound_gap=gap
+        )
+        self.rewards = make_normalizer(kind, 1, gap)
         self.returns = make_normalizer("limits", 1)
         self.register_buffer("action_low", torch.full((action_dim,), -torch.inf))
         self.register_buffer("action_high", torch.full((action_dim,), torch.inf))
