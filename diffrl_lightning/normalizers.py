@@ -190,8 +190,9 @@ class BoundNormalizer(Normalizer):
     """Moves values that pile up at the ends of their dimension outwards, and takes them back exactly.
 
     Actions that were clipped, and states at a limit, are many equal values, which a model of continuous
-    densities smears: half of them fall short of the bound. Seen as values somewhere beyond it they
-    may be smeared as much as the gap is wide, and come back as the bound itself.
+    densities smears: half of them fall short of the bound. Seen as values at some distance beyond it
+    they may be smeared by half of that, and come back as the bound itself. What lies within the other
+    half of the gap is taken for a smeared value from inside, and reflected.
 
     Args:
         inner: the normaliser of the values so moved.
@@ -228,7 +229,12 @@ class BoundNormalizer(Normalizer):
 
     def unnormalize(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., D), none beyond an end at which values pile up."""
-        return self.inner.unnormalize(x).clamp(self.low, self.high)
+        x = self.inner.unnormalize(x)
+        for bound, beyond in ((self.high, x - self.high), (self.low, self.low - x)):
+            outside = beyond > 0
+            reflected = torch.where(outside, 2 * bound - x, x)
+            x = torch.where(outside & (beyond > self.offset / 2), bound, reflected)
+        return x
 
 
 def _moved(x: Tensor, low: Tensor, high: Tensor, offset: Tensor) -> Tensor:

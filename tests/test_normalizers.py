@@ -109,6 +109,48 @@ def test_trajectories_are_actions_and_then_states(kind):
     assert torch.equal(other.join(actions, observations), joined)
 
 
+def clipped():
+    """Values that pile up at both ends, at one, and at none."""
+    x = torch.randn(5000, 3, generator=torch.Generator().manual_seed(0))
+    return torch.stack([x[:, 0].clamp(-1, 1), x[:, 1].clamp_max(0.5), x[:, 2]], 1)
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "limits"])
+def test_values_at_a_bound_come_back_exact(kind):
+    """What a model's smearing does to them, with a gap and, as a control, without one."""
+    x = clipped()
+    smear = 0.05 * torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
+    kept = {}
+    for gap in (0.5, 0.0):
+        normalizer = make_normalizer(kind, 3, gap)
+        normalizer.fit(x)
+        assert all(m.fitted for m in normalizer.modules() if hasattr(m, "fitted"))
+        z = normalizer.normalize(x)
+        torch.testing.assert_close(normalizer.unnormalize(z), x, atol=5e-3, rtol=1e-3)
+        kept[gap] = normalizer.unnormalize(z + smear * z.std(0))
+        if kind == "gaussian":
+            torch.testing.assert_close(z.std(0), torch.ones(3), atol=1e-3, rtol=0)
+    low, high = (x[:, 0] == -1).float().mean().item(), (x[:, 1] == 0.5).float().mean().item()
+    assert (kept[0.5][:, 0] == -1).float().mean().item() == pytest.approx(low, rel=0.02)
+    assert (kept[0.5][:, 1] == 0.5).float().mean().item() == pytest.approx(high, rel=0.02)
+    assert kept[0.5][:, 0].abs().max() == 1
+    assert (kept[0.0][:, 0] == -1).float().mean() == 0, "smeared"
+    assert (kept[0.0][:, 0].clamp(-1, 1) == -1).float().mean() < 0.6 * low, (
+        "half of them, if clipped"
+    )
+    assert kept[0.5][:, 2].max() > x[:, 2].max() - 0.2, "where none pile up there is no bound"
+
+
+def test_few_equal_values_are_no_bound():
+    normalizer = make_normalizer("gaussian", 1, 0.5)
+    normalizer.fit(torch.cat([torch.linspace(-1, 1, 3000), torch.full((13,), 1.0)])[:, None])
+    assert normalizer.high.item() == torch.inf
+    normalizer.fit(torch.cat([torch.linspace(-1, 1, 3000), torch.full((20,), 1.0)])[:, None])
+    assert normalizer.high.item() == 1
+    with pytest.raises(InputError, match="bound_gap"):
+        make_normalizer("gaussian", 1, -0.5)
+
+
 def test_bad_input():
     with pytest.raises(InputError, match="gaussian, limits, cdf"):
         make_normalizer("minmax", 2)

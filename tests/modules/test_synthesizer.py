@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from conftest import write_d4rl
 
 from diffrl_lightning import (
     DataSynthesizer,
@@ -28,7 +29,11 @@ def windows(**kwargs):
 
 @pytest.mark.parametrize(
     "kwargs",
-    [{}, {"process": "ddpm"}, {"conditions": ("return", "task"), "cond_drop_prob": 0.0}],
+    [
+        {},
+        {"process": "ddpm", "bound_gap": 0.5},
+        {"conditions": ("return", "task"), "cond_drop_prob": 0.0},
+    ],
     ids=["edm", "ddpm", "conditions"],
 )
 def test_role(tmp_path, pendulum_file, kwargs):
@@ -72,6 +77,20 @@ def test_what_is_encoded_is_decoded(pendulum_file):
     for name, value in found.items():
         torch.testing.assert_close(value, batch[name])
     assert module.encode(batch)[:, -1].tolist() == batch["terminations"].tolist(), "as they are"
+
+
+def test_clipped_actions_are_drawn_exact(tmp_path):
+    """What falls short of a bound a little, is at the bound."""
+    clipped = np.random.default_rng(0).normal(size=(1000, 1)).clip(-1, 1).astype(np.float32)
+    data = TransitionData(str(write_d4rl(tmp_path / "clipped.hdf5", actions=clipped)))
+    module = fitted(data, small(bound_gap=0.5))
+    batch = data.train_data[torch.arange(len(data.train_data))]
+    x = module.encode(batch)
+    torch.testing.assert_close(x.std(0)[:8], torch.ones(8), atol=0.1, rtol=0)
+    found = module.decode(x + 0.1 * torch.randn(x.shape))["actions"]
+    at_bound = batch["actions"].abs() == 1
+    assert 0.25 < at_bound.float().mean() < 0.4
+    assert ((found.abs() == 1) == at_bound).float().mean() > 0.97
 
 
 def test_what_is_encoded_is_decoded_of_trajectories(pendulum_file):
