@@ -3,6 +3,7 @@
 ``pytest tests/benchmarks --benchmark-enable -s`` prints them.
 """
 
+import itertools
 import time
 
 import lightning.pytorch as pl
@@ -200,7 +201,7 @@ def in_units(unit, call, repeats, rounds=5):
     ids=["chain", "one_step", "idql"],
 )
 def test_update_and_action_of_a_policy(benchmark, unit, role, kwargs):
-    """An update with 256 transitions, a decision with the default candidates, and 50 as one batch."""
+    """An update with 256 transitions, decisions with 1 and 50 candidates, in 1 and 50 environments."""
     module = role(11, 3, **kwargs)
     optimizer = module.configure_optimizers()
     batch = transitions()
@@ -220,12 +221,17 @@ def test_update_and_action_of_a_policy(benchmark, unit, role, kwargs):
     module.eval()
     times = {}
     with torch.no_grad():
-        for n in (1, 50):
-            policy = module.make_policy()
+        for candidates, n in itertools.product((1, 50), (1, 50)):
+            policy = module.make_policy(num_candidates=candidates)
             policy.reset(torch.ones(n, dtype=torch.bool), range(n))
-            times[n] = in_units(unit, lambda: policy.act(batch["observations"][:n]), 7)  # noqa: B023
-    print(
-        f"\n{role.__name__} {kwargs}: update {updates:.2f} units, decision {times[1]:.3f}, "
-        f"of 50 environments {times[50]:.2f}: {times[50] / times[1] / 50:.3f} of one alone, each"
+            times[candidates, n] = in_units(unit, lambda: policy.act(batch["observations"][:n]), 7)  # noqa: B023
+    print(f"\n{role.__name__} {kwargs}: update {updates:.2f} units")
+    for candidates in (1, 50):
+        one, many = times[candidates, 1], times[candidates, 50]
+        print(
+            f"{candidates} candidates: decision {one:.3f} units, of 50 environments {many:.2f}: "
+            f"{many / one / 50:.3f} of one alone, each"
+        )
+    benchmark.extra_info.update(
+        update=updates, **{f"decision_{c}_{n}": t for (c, n), t in times.items()}
     )
-    benchmark.extra_info.update(update=updates, decision=times[1], decision_50=times[50])
