@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_only
 from tqdm.auto import tqdm
 
+from diffrl_lightning.callbacks.versions import versions
 from diffrl_lightning.envs.evaluate import Evaluation, evaluate
 from diffrl_lightning.envs.pointmaze import Maze
 from diffrl_lightning.metrics import RolloutMetrics
@@ -141,8 +141,7 @@ class Rollout(pl.Callback):
             "checkpoint": str(trainer.ckpt_path) if trainer.ckpt_path else None,
             "global_step": step,
             "train_seed": trainer.lightning_module._noise_seed,
-            "versions": {"python": platform.python_version()}
-            | {name: version(name) for name in _PACKAGES},
+            "versions": {"python": platform.python_version()} | versions(*_PACKAGES),
         }
         path = Path(self.results_path) if self.results_path else folder / "results.json"
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,6 @@ import os
 import shutil
 import time
 from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
+from diffrl_lightning.callbacks.versions import versions
 from diffrl_lightning.data.writers import check_output, parts_folder, write_dataset
 from diffrl_lightning.types import InputError
 
@@ -136,11 +136,12 @@ class SampleWriter(pl.Callback):
         trainer.strategy.barrier()
         if trainer.is_global_zero:
             datamodule = getattr(trainer, "datamodule", None)
-            provenance = self._plan | {
+            provenance = {
+                **self._plan,
                 "role": type(pl_module).__name__,
                 "global_step": pl_module.loaded_step,
                 "trained_on": getattr(datamodule, "datasets", []),
-                "diffrl_lightning": version("diffrl_lightning"),
+                **versions("diffrl_lightning"),
             }
             shards = [self._path(k) for k in range(self.num_shards)]
             write_dataset(self.output, shards, provenance, datamodule)

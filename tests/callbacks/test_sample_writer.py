@@ -24,6 +24,7 @@ from diffrl_lightning import (
     TrajectorySynthesizer,
     TransitionData,
 )
+from diffrl_lightning.callbacks.versions import versions
 from diffrl_lightning.cli import main
 
 SMALL = {"hidden_dim": 16, "num_blocks": 1, "embed_dim": 16}
@@ -48,6 +49,13 @@ def read(path):
         return arrays, {name: value[()] for name, value in file["metadata"].items()}
 
 
+def test_versions_of_what_is_not_installed():
+    assert versions("numpy", "no-such-package") == {
+        "numpy": np.__version__,
+        "no-such-package": "not installed",
+    }
+
+
 def test_a_file_that_everyone_reads(tmp_path, monkeypatch, pendulum_file, checkpoint):
     monkeypatch.chdir(tmp_path)
     options = ("--synthesis.num_samples=250", "--synthesis.shard_size=100", "--synthesis.seed=3")
@@ -67,6 +75,7 @@ def test_a_file_that_everyone_reads(tmp_path, monkeypatch, pendulum_file, checkp
     assert provenance["num_samples"] == 250
     assert provenance["seed"] == 3
     assert provenance["trained_on"] == [str(pendulum_file)]
+    assert provenance["diffrl_lightning"][0].isdigit()
     assert not list(tmp_path.glob("*.part*"))
 
     data = ready(TransitionData("new.hdf5", val_fraction=0.0))
