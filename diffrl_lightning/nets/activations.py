@@ -13,12 +13,10 @@ def mish(x: Tensor) -> Tensor:
     """``x tanh(softplus(x))`` (Misra 2020); (...) -> (...).
 
     With s = sigmoid(x) and q = 1 - s, tanh(softplus(x)) = s (1 + q) / (1 + q^2): no exponential and no
-    logarithm more. Elsewhere than on a CPU, and in other precisions than the usual two, PyTorch's own.
+    logarithm more. Elsewhere than on a CPU, and in other precisions than the usual two, it is
+    PyTorch's own, but for the second derivative, which there is not a number above 88.
     """
-    usual = x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
-    if not usual or torch.compiler.is_compiling():
-        return functional.mish(x)
-    return _Mish.apply(x)
+    return functional.mish(x) if torch.compiler.is_compiling() else _Mish.apply(x)
 
 
 class Mish(nn.Module):
@@ -32,6 +30,9 @@ class Mish(nn.Module):
 class _Mish(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
+        if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.float64):
+            ctx.save_for_backward(x)
+            return functional.mish(x)
         s = x.sigmoid()
         q = 1 - s
         w = torch.addcmul(s, s, q).div_(q.mul_(q).add_(1))  # tanh(softplus(x))
@@ -44,9 +45,11 @@ class _Mish(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
-        x, slope = ctx.saved_tensors
+        x, *slope = ctx.saved_tensors
         if torch.is_grad_enabled():  # to be differentiated again
-            with torch.enable_grad():
-                (result,) = torch.autograd.grad(functional.mish(x), x, grad, create_graph=True)
-            return result
-        return grad * slope
+            y = x.to(torch.promote_types(x.dtype, torch.float32))
+            q2 = (-y).sigmoid().square()
+            # 1 - w^2 = 4 q^2 / (1 + q^2)^2
+            fresh = (1 - q2) / (1 + q2) + y * y.sigmoid() * q2 * (2 / (1 + q2)).square()
+            return grad * fresh.to(x.dtype)
+        return grad * slope[0] if slope else torch.ops.aten.mish_backward(grad, x)
