@@ -160,7 +160,7 @@ class OfflineData(pl.LightningDataModule, ABC):
         """The dataset whose items make batches, of these of the episodes."""
 
     def training_rows(
-        self, name: Literal["observations", "actions", "rewards"]
+        self, name: Literal["observations", "actions", "rewards", "terminations"]
     ) -> tuple[Tensor, Tensor]:
         """An array of all episodes (M, D), and which of its rows (M,) are of training episodes."""
         assert self.episodes is not None

@@ -227,7 +227,7 @@ class OnlineData(pl.LightningDataModule):
         return env.action_space  # type: ignore[return-value]
 
     def training_rows(
-        self, name: Literal["observations", "actions", "rewards"]
+        self, name: Literal["observations", "actions", "rewards", "terminations"]
     ) -> tuple[Tensor, None]:
         """All values of a kind (M, D), which all count."""
         held = len(self.buffer) // self.num_envs

@@ -164,7 +164,7 @@ class ReplayData(pl.LightningDataModule):
         return ResumableLoader(_Batches(self, position), batch_size=None)
 
     def training_rows(
-        self, name: Literal["observations", "actions", "rewards"]
+        self, name: Literal["observations", "actions", "rewards", "terminations"]
     ) -> tuple[Tensor, Tensor | None]:
         """All real values of a kind (M, D), which all count."""
         self._check_begun()

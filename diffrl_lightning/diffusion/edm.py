@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +26,8 @@ class EDM(nn.Module):
     discrete diffusion of some of the levels, on which every other sampler runs with the same network.
 
     Args:
-        sigma_data: standard deviation of the data.
+        sigma_data: standard deviation of the data; one for all entries, or one for each of
+            the last axis.
         sigma_min: the lowest level that is sampled.
         sigma_max: the highest.
         rho: how levels are spaced: the higher, the more of them are low.
@@ -36,10 +38,12 @@ class EDM(nn.Module):
         InputError: if the levels are not in order or a spread is not positive.
     """
 
+    sigma_data: Tensor  # (), or (D,) with the last axis of S
+
     def __init__(
         self,
         *,
-        sigma_data: float = 1.0,
+        sigma_data: float | Sequence[float] = 1.0,
         sigma_min: float = 0.002,
         sigma_max: float = 80.0,
         rho: float = 7.0,
@@ -47,19 +51,21 @@ class EDM(nn.Module):
         p_std: float = 1.2,
     ) -> None:
         super().__init__()
-        if not 0 < sigma_min < sigma_max or min(sigma_data, rho, p_std) <= 0:
+        least = sigma_data if isinstance(sigma_data, float | int) else min(sigma_data)
+        if not 0 < sigma_min < sigma_max or min(least, rho, p_std) <= 0:
             raise InputError(
                 f"EDM needs 0 < {sigma_min=} < {sigma_max=}, and {sigma_data=}, {rho=} and {p_std=} "
                 "above 0."
             )
-        self.sigma_data, self.rho = sigma_data, rho
+        self.register_buffer("sigma_data", torch.tensor(sigma_data, dtype=torch.float32))
+        self.rho = rho
         self.sigma_min, self.sigma_max = sigma_min, sigma_max
         self.p_mean, self.p_std = p_mean, p_std
 
     def coefficients(self, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """c_skip, c_out, c_in and c_noise, each of sigma's shape (table 1)."""
-        total = sigma.square() + self.sigma_data**2
-        c_skip = self.sigma_data**2 / total
+        """c_skip, c_out, c_in and c_noise, for levels that broadcast with ``sigma_data`` (table 1)."""
+        total = sigma.square() + self.sigma_data.square()
+        c_skip = self.sigma_data.square() / total
         c_out = sigma * self.sigma_data * total.rsqrt()
         return c_skip, c_out, total.rsqrt(), 0.25 * sigma.log()
 
@@ -71,9 +77,8 @@ class EDM(nn.Module):
             x: noised samples (B, *S).
             sigma: their levels (B,), or one for all (1,).
         """
-        c_skip, c_out, c_in, c_noise = self.coefficients(sigma)
-        c_skip, c_out, c_in = (c.view(-1, *(1,) * (x.ndim - 1)) for c in (c_skip, c_out, c_in))
-        return c_skip * x + c_out * denoise(c_in * x, c_noise.expand(len(x)))
+        c_skip, c_out, c_in, c_noise = self.coefficients(_rows(sigma, x))
+        return c_skip * x + c_out * denoise(c_in * x, c_noise.flatten().expand(len(x)))
 
     def loss(
         self,
@@ -94,16 +99,13 @@ class EDM(nn.Module):
             generator: source of the levels and the noise.
         """
         normal = randn(x0.shape[:1], generator=generator, like=x0)
-        sigma = (self.p_mean + self.p_std * normal).exp()
-        c_skip, c_out, c_in, c_noise = self.coefficients(sigma)
-        c_skip, c_out, c_in, level = (
-            c.view(-1, *(1,) * (x0.ndim - 1)) for c in (c_skip, c_out, c_in, sigma)
-        )
+        sigma = _rows((self.p_mean + self.p_std * normal).exp(), x0)
+        _, _, c_in, c_noise = self.coefficients(sigma)
         eps = randn(x0.shape, generator=generator, like=x0)
-        x = x0 + level * eps
+        x = x0 + sigma * eps
         # (x0 - c_skip x) / c_out, without the cancellation that it suffers at low levels
-        target = (x0 * level / self.sigma_data - self.sigma_data * eps) * c_in
-        error = (denoise(c_in * x, c_noise) - target).square()
+        target = (x0 * sigma / self.sigma_data - self.sigma_data * eps) * c_in
+        error = (denoise(c_in * x, c_noise.flatten()) - target).square()
         if weight is not None:
             error = error * weight
         return error.flatten(1).mean(1)
@@ -141,6 +143,11 @@ class EDM(nn.Module):
             return self.to_x0(denoise, xt / signal, levels[step])
 
         return diffusion, estimate
+
+
+def _rows(sigma: Tensor, x: Tensor) -> Tensor:
+    """Levels (B,) -> (B, *1), to go with x (B, *S)."""
+    return sigma.view(-1, *(1,) * (x.ndim - 1))
 
 
 def heun_steps(num_inference_steps: int) -> int:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from diffrl_lightning.diffusion import BetaSchedule, PredictionType
+from diffrl_lightning.diffusion import EDM, BetaSchedule, PredictionType
 from diffrl_lightning.modules.synthesizer import Condition, Process, Synthesizer
 from diffrl_lightning.nets import Backbone, TransitionMLP, make_backbone
 from diffrl_lightning.normalizers import NormalizerKind
 from diffrl_lightning.types import InputError, SequenceBatch, TransitionBatch
+
+_LEAST_SPREAD = 0.1  # of terminals, lest the few there are make up their column's loss
 
 
 class DataSynthesizer(Synthesizer):
@@ -19,7 +21,9 @@ class DataSynthesizer(Synthesizer):
 
     The paper's process is EDM with a stochastic sampler of 255 evaluations; ``ddpm`` is the discrete
     diffusion of the other roles, on the same network. Whether a transition ends its episode is not
-    normalised; a sample's is 1 above one half.
+    normalised; a sample's is 1 above one half. EDM's ``sigma_data`` of that entry is its standard
+    deviation, at least 0.1, where the paper has 1 for all: with 1 for what seldom differs from 0 the
+    network is asked for what it cannot tell at low noise, and terminals are lost.
 
     Args:
         observation_dim: O, taken from the data.
@@ -98,6 +102,14 @@ class DataSynthesizer(Synthesizer):
             )
 
         self._assemble(make_net, (sum(self.widths),), embed_dim)
+
+    def fit_normalizers(self, datamodule: Any) -> None:
+        """As for every synthesizer; and the spread of the terminals."""
+        super().fit_normalizers(datamodule)
+        if isinstance(self.diffusion, EDM):
+            terminals, rows = datamodule.training_rows("terminations")
+            spread = terminals[rows if rows is not None else slice(None)].float().std()
+            self.diffusion.sigma_data[-1] = spread.clamp(min=_LEAST_SPREAD)
 
     def encode(self, batch: TransitionBatch) -> Tensor:
         """Transitions -> (B, A + O + 1 + O + 1)."""

@@ -64,7 +64,7 @@ class Synthesizer(DiffusionModule):
             raise InputError(f"process={hparams['process']!r} is unknown: choose edm or ddpm.")
         self.shape = shape
         self.diffusion = (
-            EDM()
+            EDM(sigma_data=[1.0] * shape[-1])
             if hparams["process"] == "edm"
             else GaussianDiffusion(
                 make_betas(hparams["beta_schedule"], hparams["num_train_timesteps"]),

@@ -46,6 +46,14 @@ class TestPreconditioning:
         for ours, theirs in zip(found, expected, strict=True):
             torch.testing.assert_close(ours, theirs)
 
+    def test_each_entry_has_a_spread_of_its_own(self):
+        spreads, sigma = [0.1, 1.0, 2.0], torch.tensor([[0.01], [3.0]])
+        found = EDM(sigma_data=spreads).coefficients(sigma)
+        for column, spread in enumerate(spreads):
+            expected = EDM(sigma_data=spread).coefficients(sigma)
+            for ours, theirs in zip(found[:3], expected[:3], strict=True):
+                torch.testing.assert_close(ours[:, [column]], theirs)
+
     def test_a_clean_sample_is_its_own_estimate(self):
         x = torch.randn(4, 3)
         estimate = EDM().to_x0(lambda x, t: torch.full_like(x, 5.0), x, torch.full((4,), 1e-6))
@@ -63,7 +71,7 @@ class TestPreconditioning:
 
 
 class TestLoss:
-    @pytest.mark.parametrize("sigma_data", [0.5, 1.0])
+    @pytest.mark.parametrize("sigma_data", [0.5, 1.0, [0.1, 1.0, 2.0]])
     def test_is_the_weighted_error_of_the_estimate(self, sigma_data):
         edm = EDM(sigma_data=sigma_data)
         x0 = torch.randn(6, 3, dtype=torch.float64)
@@ -76,9 +84,10 @@ class TestLoss:
         normal = torch.randn(6, generator=generator, dtype=torch.float64)
         sigma = (-1.2 + 1.2 * normal).exp()
         x = x0 + sigma[:, None] * torch.randn(6, 3, generator=generator, dtype=torch.float64)
-        weight = (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2
-        error = (edm.to_x0(denoise, x, sigma) - x0).square().mean(1)
-        torch.testing.assert_close(loss, weight * error)
+        spread, level = torch.tensor(sigma_data, dtype=torch.float32), sigma[:, None]
+        weight = (level**2 + spread**2) / (level * spread) ** 2
+        error = (edm.to_x0(denoise, x, sigma) - x0).square()
+        torch.testing.assert_close(loss, (weight * error).mean(1))
 
     def test_weights_of_entries(self):
         x0, weight = torch.randn(4, 3), torch.tensor([0.0, 2.0, 1.0])

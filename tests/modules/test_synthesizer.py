@@ -123,6 +123,21 @@ def test_a_share_of_terminals_is_kept():
     assert found["terminations"].mean() == pytest.approx(0.05, abs=0.005)
 
 
+@pytest.mark.parametrize(("every", "spread"), [(250, 0.1), (10, 0.3)])
+def test_terminals_have_a_spread_of_their_own(tmp_path, every, spread):
+    terminals = np.arange(1, 1001) % every == 0
+    data = TransitionData(
+        str(write_d4rl(tmp_path / "ends.hdf5", terminals=terminals)), val_fraction=0.0
+    )
+    module = fitted(data, small())
+    sigma_data = module.diffusion.sigma_data
+    torch.testing.assert_close(sigma_data[:-1], torch.ones(8))
+    assert sigma_data[-1].item() == pytest.approx(spread, abs=1e-3)
+    # So an untrained network, whose estimate is the mean, draws few terminals where there are few.
+    found = module.sample(2_000, generator=torch.Generator().manual_seed(0))["terminations"]
+    assert found.mean() == pytest.approx(0.0 if every == 250 else 0.05, abs=0.02)
+
+
 def test_actions_stay_within_bounds(pendulum_file):
     module = fitted(TransitionData(str(pendulum_file), env_id="Pendulum-v1"), small())
     assert (module.action_low.item(), module.action_high.item()) == (-2.0, 2.0)
