@@ -348,9 +348,10 @@ class DiffusedValue(DiffusionModule):
             timed["offset"] = _told(_geometric(part.flatten(), gamma)).to(states)
         if num_inference_steps is None:
             num_inference_steps = min(_STEPS, self.diffusion.num_train_timesteps)
+        net: Any = self.ema.net
         futures = draw(
             self.diffusion,
-            lambda x, t: self.ema(x, t, timed),
+            net.bind(timed, timed["state"]),
             (len(states) * num_samples, states.shape[1]),
             like=states,
             sampler=sampler,

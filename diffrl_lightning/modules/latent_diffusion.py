@@ -188,13 +188,11 @@ class LatentDiffusion(DiffusionModule):
         if num_inference_steps is None:
             num_inference_steps = min(_STEPS, self.diffusion.num_train_timesteps)
         condition = self._condition(states.repeat_interleave(num_samples, 0))
+        net: Any = self.ema.net
+        given, free = (net.bind(told, condition["state"]) for told in (condition, {}))
         x = draw(
             self.diffusion,
-            classifier_free(
-                lambda x, t: self.ema(x, t, condition),
-                lambda x, t: self.ema(x, t, {}),
-                guidance_scale,
-            ),
+            classifier_free(given, free, guidance_scale),
             (len(states) * num_samples, self.latent_dim),
             like=condition["state"],
             sampler=sampler,

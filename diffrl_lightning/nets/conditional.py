@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from diffrl_lightning.nets.activations import Mish
 from diffrl_lightning.nets.mlp import mlp
-from diffrl_lightning.types import InputError
+from diffrl_lightning.types import DenoiseFn, InputError
 
 
 class ConditionEmbedding(nn.Module):
@@ -104,6 +104,16 @@ class ConditionalDenoiser(nn.Module):
     def forward(self, x: Tensor, t: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
         """(B, *S) at steps (B,), with conditions by name; {} is unconditional."""
         return self.net(x, t, self.embed(conditions, x))
+
+    def bind(self, conditions: Mapping[str, Tensor], like: Tensor) -> DenoiseFn:
+        """The network under conditions that are embedded once, not at every step of a sampler.
+
+        Args:
+            conditions: by name, as for :meth:`forward`.
+            like: of the batch size and dtype of what is denoised.
+        """
+        embedding = self.embed(conditions, like)
+        return lambda x, t: self.net(x, t, embedding)
 
 
 class ConditionalMLP(nn.Module):
