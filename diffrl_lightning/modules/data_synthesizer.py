@@ -6,12 +6,13 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits
 
-from diffrl_lightning.diffusion import EDM, BetaSchedule, PredictionType
+from diffrl_lightning.diffusion import EDM, BetaSchedule, PredictionType, rand
 from diffrl_lightning.modules.synthesizer import Condition, Process, Synthesizer
-from diffrl_lightning.nets import Backbone, TransitionMLP, make_backbone
+from diffrl_lightning.nets import EMA, Backbone, TransitionMLP, make_backbone, mlp
 from diffrl_lightning.normalizers import NormalizerKind
-from diffrl_lightning.types import InputError, SequenceBatch, TransitionBatch
+from diffrl_lightning.types import Generators, InputError, SequenceBatch, TransitionBatch
 
 _LEAST_SPREAD = 0.1  # of terminals, lest the few there are make up their column's loss
 
@@ -45,6 +46,9 @@ class DataSynthesizer(Synthesizer):
         bound_gap: standard deviations by which values that pile up at an end of their dimension, such
             as clipped actions, are moved outwards while they are diffused, so that they come back
             exact; 0 leaves them, as published.
+        terminals: ``diffused`` with the rest, as published; or ``classified``: drawn, after it, with
+            the chance that a network of its own gives for the state and the action. That is sharper
+            where an episode ends at a boundary of the states, which diffusion blurs.
         lr: learning rate.
         lr_schedule: keep the rate, or let it fall to 0 along a cosine over the whole run.
         weight_decay: decoupled weight decay.
@@ -78,6 +82,7 @@ class DataSynthesizer(Synthesizer):
         layer_norm: bool = False,
         normalizer: NormalizerKind = "gaussian",
         bound_gap: float = 0.0,
+        terminals: Literal["diffused", "classified"] = "diffused",
         lr: float = 3e-4,
         lr_schedule: Literal["constant", "cosine"] = "cosine",
         weight_decay: float = 0.0,
@@ -89,7 +94,17 @@ class DataSynthesizer(Synthesizer):
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        self.widths = [action_dim, observation_dim, 1, observation_dim, 1]
+        if terminals not in ("diffused", "classified"):
+            raise InputError(f"{terminals=} is unknown: choose diffused or classified.")
+        self.widths = [action_dim, observation_dim, 1, observation_dim]
+        self.classifier: nn.Module | None = None
+        if terminals == "diffused":
+            self.widths.append(1)
+        else:
+            self.classifier = mlp(action_dim + observation_dim, 256, 1)
+            self.classifier_ema = EMA(
+                self.classifier, decay=ema_decay, update_every=ema_update_every, start=ema_start
+            )
 
         def make_net(cond_dim: int) -> nn.Module:
             return TransitionMLP(
@@ -103,34 +118,60 @@ class DataSynthesizer(Synthesizer):
 
         self._assemble(make_net, (sum(self.widths),), embed_dim)
 
+    def averaged(self) -> list[tuple[EMA, nn.Module]]:
+        """The denoiser's average, and that of what tells terminals."""
+        if self.classifier is None:
+            return super().averaged()
+        return [*super().averaged(), (self.classifier_ema, self.classifier)]
+
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The networks."""
+        return [{"params": list(net.parameters())} for _, net in self.averaged()]
+
     def fit_normalizers(self, datamodule: Any) -> None:
         """As for every synthesizer; and the spread of the terminals."""
         super().fit_normalizers(datamodule)
-        if isinstance(self.diffusion, EDM):
+        if isinstance(self.diffusion, EDM) and self.classifier is None:
             terminals, rows = datamodule.training_rows("terminations")
             spread = terminals[rows if rows is not None else slice(None)].float().std()
             self.diffusion.sigma_data[-1] = spread.clamp(min=_LEAST_SPREAD)
 
     def encode(self, batch: TransitionBatch) -> Tensor:
-        """Transitions -> (B, A + O + 1 + O + 1)."""
+        """Transitions -> (B, A + O + 1 + O + 1), or one less where terminals are classified."""
         parts = [
             self.trajectory.join(batch["actions"], batch["observations"]),
             self.rewards.normalize(batch["rewards"][:, None]),
             self.trajectory.observations.normalize(batch["next_observations"]),
-            batch["terminations"][:, None],
         ]
+        if self.classifier is None:
+            parts.append(batch["terminations"][:, None])
         return torch.cat(parts, -1)
 
-    def decode(self, x: Tensor) -> dict[str, Tensor]:
-        """(B, A + O + 1 + O + 1) -> a :class:`TransitionBatch` (B, ...)."""
-        actions, states, rewards, following, terminal = x.split(self.widths, -1)
+    def compute_loss(self, batch: TransitionBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The process's loss; and the cross entropy of what tells terminals."""
+        loss, info = super().compute_loss(batch)
+        if self.classifier is None:
+            return loss, info
+        step = self.trajectory.join(batch["actions"], batch["observations"])
+        ends = batch["terminations"].to(step)
+        terminal_loss = binary_cross_entropy_with_logits(self.classifier(step)[:, 0], ends)
+        return loss + terminal_loss, info | {"terminal_loss": terminal_loss.detach()}
+
+    def decode(self, x: Tensor, generator: Generators = None) -> dict[str, Tensor]:
+        """What :meth:`encode` gives -> a :class:`TransitionBatch` (B, ...)."""
+        actions, states, rewards, following, *terminal = x.split(self.widths, -1)
+        if self.classifier is None:
+            ends = terminal[0] > 0.5
+        else:
+            logits = self.classifier_ema(torch.cat([actions, states], -1))
+            ends = rand(logits.shape, generator=generator, like=logits) < logits.sigmoid()
         observations = self.trajectory.observations
         return {
             "observations": observations.unnormalize(states),
             "actions": self.trajectory.actions.unnormalize(actions),
             "rewards": self.rewards.unnormalize(rewards)[:, 0],
             "next_observations": observations.unnormalize(following),
-            "terminations": (terminal[:, 0] > 0.5).to(x),
+            "terminations": ends[:, 0].to(x),
         }
 
 
@@ -235,7 +276,7 @@ class TrajectorySynthesizer(Synthesizer):
             [self.trajectory.join(batch["actions"], batch["observations"]), rewards], -1
         )
 
-    def decode(self, x: Tensor) -> dict[str, Tensor]:
+    def decode(self, x: Tensor, generator: Generators = None) -> dict[str, Tensor]:
         """(B, H, A + O + 1) -> observations (B, H, O), actions (B, H, A), rewards (B, H)."""
         actions, states, rewards = x.split(self.widths, -1)
         return {

@@ -26,7 +26,7 @@ from diffrl_lightning.diffusion import (
 from diffrl_lightning.modules.base import DiffusionModule
 from diffrl_lightning.nets import EMA, ConditionalDenoiser
 from diffrl_lightning.normalizers import TrajectoryNormalizer, make_normalizer
-from diffrl_lightning.types import DenoiseFn, InputError
+from diffrl_lightning.types import DenoiseFn, Generators, InputError
 
 Condition = Literal["return", "task"]
 Process = Literal["edm", "ddpm"]
@@ -118,7 +118,7 @@ class Synthesizer(DiffusionModule):
         """A batch in environment units -> clean samples (B, *S)."""
 
     @abstractmethod
-    def decode(self, x: Tensor) -> dict[str, Tensor]:
+    def decode(self, x: Tensor, generator: Generators = None) -> dict[str, Tensor]:
         """Samples (B, *S) -> what a dataset holds, in environment units."""
 
     def compute_loss(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
@@ -181,7 +181,7 @@ class Synthesizer(DiffusionModule):
                 num_inference_steps=steps,
                 generator=generator,
             )
-        result = self.decode(x)
+        result = self.decode(x, generator)
         if bound_actions:
             result["actions"] = result["actions"].clamp(self.action_low, self.action_high)
         return result

@@ -33,8 +33,9 @@ def windows(**kwargs):
         {},
         {"process": "ddpm", "bound_gap": 0.5},
         {"conditions": ("return", "task"), "cond_drop_prob": 0.0},
+        {"terminals": "classified"},
     ],
-    ids=["edm", "ddpm", "conditions"],
+    ids=["edm", "ddpm", "conditions", "classified"],
 )
 def test_role(tmp_path, pendulum_file, kwargs):
     data = TransitionData(str(pendulum_file), batch_size=32)
@@ -138,6 +139,33 @@ def test_terminals_have_a_spread_of_their_own(tmp_path, every, spread):
     assert found.mean() == pytest.approx(0.0 if every == 250 else 0.05, abs=0.02)
 
 
+def test_classified_terminals_are_those_of_the_state_and_the_action(tmp_path):
+    """An episode ends with a chance of 80 % beyond a boundary of the states, and never before."""
+    rng = np.random.default_rng(0)
+    states = rng.normal(size=(2_000, 3)).astype(np.float32)
+    ends = (states[:, 0] > 1) & (rng.random(2_000) < 0.8)
+    path = write_d4rl(tmp_path / "ends.hdf5", episodes=20, observations=states, terminals=ends)
+    data = TransitionData(str(path), val_fraction=0.0)
+    module = fitted(data, small(terminals="classified", ema_decay=0.9))
+    assert module.encode(transitions()).shape[1] == sum(module.widths) == 8
+    batch = data.train_data[torch.arange(len(data.train_data))]
+    optimizer = torch.optim.Adam(module.classifier.parameters(), lr=1e-2)
+    for step in range(200):
+        loss, info = module.compute_loss(batch)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        module.classifier_ema.update(module.classifier, step + 1)
+    assert info["terminal_loss"] < 0.13
+    x = module.encode(batch).repeat(5, 1)
+    found = [module.decode(x, torch.Generator().manual_seed(s))["terminations"] for s in (0, 0, 1)]
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])
+    beyond = batch["observations"][:, 0].repeat(5) > 1
+    assert found[0][beyond].mean() == pytest.approx(0.8, abs=0.05)
+    assert found[0][~beyond].mean() < 0.01
+
+
 def test_actions_stay_within_bounds(pendulum_file):
     module = fitted(TransitionData(str(pendulum_file), env_id="Pendulum-v1"), small())
     assert (module.action_low.item(), module.action_high.item()) == (-2.0, 2.0)
@@ -196,6 +224,7 @@ def test_conditions_change_samples():
     [
         (lambda: small(process="vp"), "process='vp' is unknown: choose edm or ddpm"),
         (lambda: small(conditions=("goal",)), "must be among return and task"),
+        (lambda: small(terminals="x"), "choose diffused or classified"),
         (lambda: small(goal_dim=2), "does not pursue goals"),
         (lambda: windows(stride=2), "must be 1"),
         (lambda: windows(horizon=9), "horizon=9 must divide by 2"),
