@@ -11,6 +11,15 @@ from diffrl_lightning import DiffusedValue, Diffuser, FutureData, SequenceData
 
 CONFIGS = Path(__file__).parent / "configs"
 CONFIG = CONFIGS / "diffuser.yaml"
+SILENT = (  # roles that do not act
+    "trajectory_value",
+    "data_synthesizer",
+    "trajectory_synthesizer",
+    "diffused_value",
+    "relative_reward",
+    "diffusion_dynamics",
+    "ensemble_dynamics",
+)
 
 
 def diffrl_command(*args):

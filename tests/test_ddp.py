@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from helpers import companions, fit_args
+from helpers import SILENT, companions, fit_args
 from modules.role_tester import ready, saved
 from two_processes import TwoProcesses
 
@@ -52,15 +52,6 @@ ROLES = [
     "ensemble_dynamics",
     "dynamics_agent",
 ]
-SILENT = (
-    "trajectory_value",
-    "data_synthesizer",
-    "trajectory_synthesizer",
-    "diffused_value",
-    "relative_reward",
-    "diffusion_dynamics",
-    "ensemble_dynamics",
-)
 
 
 @pytest.mark.parametrize("role", ROLES)

@@ -7,19 +7,9 @@ import time
 
 import pytest
 import torch
-from helpers import companions, diffrl, diffrl_command, fit_args
+from helpers import SILENT, companions, diffrl, diffrl_command, fit_args
 
 from diffrl_lightning.cli import main
-
-SILENT = (  # these do not act
-    "trajectory_value",
-    "data_synthesizer",
-    "trajectory_synthesizer",
-    "diffused_value",
-    "relative_reward",
-    "diffusion_dynamics",
-    "ensemble_dynamics",
-)
 
 
 def run_folder(folder, version=0):
