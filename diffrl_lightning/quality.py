@@ -31,7 +31,7 @@ def quality(
     *,
     num_rows: int = 40_000,
     num_neighbours: int = 2_000,
-    num_simulated: int = 2_000,
+    num_simulated: int = 20_000,
     seed: int = 0,
     output: str = "quality",
 ) -> dict[str, dict[str, float]]:
@@ -137,17 +137,24 @@ def _shuffled(rows: Rows, rng: np.random.Generator) -> Rows:
 
 
 def _dynamics(data: TransitionData, rows: Rows, real: Rows, num_rows: int) -> dict[str, float]:
-    """Errors of next states and rewards against the simulator, in standard deviations of real ones."""
+    """Against the simulator: errors of next states and rewards, in standard deviations of real ones.
+
+    And of terminals: the share of rows that end in the simulator alone, and of those that it goes on from.
+    """
     env = data.make_env()
-    chosen = {name: rows[name][:num_rows].numpy() for name in PARTS}
-    following, rewards, known = simulate(env, chosen["observations"], chosen["actions"])
+    chosen = {name: x[:num_rows].numpy() for name, x in rows.items()}
+    found = simulate(env, chosen["observations"], chosen["actions"])
     env.close()
-    state_scale = real["next_observations"].numpy().std(0)
-    state_error = (chosen["next_observations"] - following) / state_scale
-    reward_error = (chosen["rewards"] - rewards) / real["rewards"].numpy().std()
+    known = found.known
+    state_error = chosen["next_observations"] - found.next_observations
+    state_error /= real["next_observations"].numpy().std(0)
+    reward_error = (chosen["rewards"] - found.rewards) / real["rewards"].numpy().std()
+    ends, there = found.terminations[known], chosen["terminations"][known] > 0
     return {
         "dynamics_error": float(np.median(np.sqrt(np.square(state_error[known]).mean(1)))),
         "reward_error": float(np.median(np.abs(reward_error[known]))),
+        "missed_terminals": float((ends & ~there).mean()),
+        "false_terminals": float((there & ~ends).mean()),
         "simulated": int(known.sum()),
     }
 

@@ -127,9 +127,9 @@ def play(env: gym.Env, module: Any, states: Tensor, skills: Tensor, num_steps: i
     path = [states[:, :2].float().cpu().numpy()]
     for _ in range(num_steps):
         actions = module.decode(states, skills).float().cpu().numpy()
-        following, _, _ = simulate(
+        following = simulate(
             env, states.float().cpu().numpy(), np.clip(actions, -1, 1), show_progress=False
-        )
+        ).next_observations
         states = torch.from_numpy(following).to(states)
         path.append(following[:, :2])
     return np.stack(path, 1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
@@ -11,9 +11,26 @@ from tqdm.auto import tqdm
 from diffrl_lightning.types import InputError
 
 
+class Simulated(NamedTuple):
+    """What came of N steps.
+
+    Attributes:
+        next_observations: (N, O).
+        rewards: (N,).
+        terminations: (N,) bool, where the episode would have ended.
+        known: (N,) bool, false where a velocity reached the bound at which these environments cut it
+            off in their observations, so that the state is not known.
+    """
+
+    next_observations: np.ndarray
+    rewards: np.ndarray
+    terminations: np.ndarray
+    known: np.ndarray
+
+
 def simulate(
     env: gym.Env, observations: np.ndarray, actions: np.ndarray, *, show_progress: bool = True
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+) -> Simulated:
     """One step from each state, in planar MuJoCo (Hopper, HalfCheetah, Walker2d) or in PointMaze.
 
     Observations of the former are all positions but the first, which nothing depends on, and all
@@ -24,10 +41,6 @@ def simulate(
         observations: states (N, O).
         actions: (N, A).
         show_progress: a progress bar.
-
-    Returns:
-        Next states (N, O), rewards (N,), and where they are known (N,) bool: not where a velocity
-        reached the bound at which these environments cut it off in their observations.
 
     Raises:
         InputError: if the environment can not be set so.
@@ -46,11 +59,12 @@ def simulate(
     qpos = np.concatenate([np.zeros((len(observations), hidden)), observations[:, :seen]], 1)
     qvel = observations[:, seen:].astype(np.float64)
     following, rewards = np.empty_like(observations), np.empty(len(observations), np.float32)
+    ends = np.zeros(len(observations), bool)
     silent = None if show_progress else True  # None: where no one looks
     rows = tqdm(range(len(observations)), desc="Simulating", leave=False, disable=silent)
     for i in rows:
         base.set_state(qpos[i], qvel[i])
-        following[i], rewards[i], *_ = base.step(actions[i])
+        following[i], rewards[i], ends[i], *_ = base.step(actions[i])
     unbounded = hidden == 0 or base.spec.id.startswith("HalfCheetah")
     bound = np.inf if unbounded else 10 - 1e-3
-    return following, rewards, np.all(np.abs(qvel) < bound, 1)
+    return Simulated(following, rewards, ends, np.all(np.abs(qvel) < bound, 1))

@@ -73,13 +73,16 @@ def test_simulated_steps_are_those_of_the_environment(env_id):
     for _ in range(40):
         action = env.action_space.sample()
         following, reward, ended, *_ = env.step(action)
-        rows.append((observation, action, following, reward))
+        rows.append((observation, action, following, reward, ended))
         observation = env.reset()[0] if ended else following
-    observations, actions, expected, rewards = (np.stack(x) for x in zip(*rows, strict=True))
-    found, found_rewards, known = simulate(env, observations, actions, show_progress=False)
+    observations, actions, expected, rewards, ends = (np.stack(x) for x in zip(*rows, strict=True))
+    found = simulate(env, observations, actions, show_progress=False)
+    known = found.known
     assert known.sum() > 5
-    np.testing.assert_allclose(found[known], expected[known], atol=1e-5)
-    np.testing.assert_allclose(found_rewards[known], rewards[known], atol=1e-4)
+    np.testing.assert_allclose(found.next_observations[known], expected[known], atol=1e-5)
+    np.testing.assert_allclose(found.rewards[known], rewards[known], atol=1e-4)
+    np.testing.assert_array_equal(found.terminations[known], ends[known])
+    assert ends.any() != (env_id in ("HalfCheetah-v5", "Walker2d-v5"))
 
 
 def test_environments_that_can_not_be_set_are_refused():
@@ -91,12 +94,14 @@ def test_environments_that_can_not_be_set_are_refused():
 def test_report(tmp_path, shared_data):
     """Real data pass, and the controls fail where they are to."""
     dataset = str(shared_data / "hopper-mixed.hdf5")
-    kwargs = {"num_rows": 2_000, "num_neighbours": 500, "num_simulated": 100}
+    kwargs = {"num_rows": 2_000, "num_neighbours": 500, "num_simulated": 1_000}
     several = {"all": dataset, "again": dataset}
     found = quality(dataset, several, **kwargs, output=str(tmp_path / "report"))
     assert list(found) == ["all", "again", "real", "Gaussian", "shuffled"]
     assert found["all"]["marginal"] > 0.95 < found["again"]["marginal"]
     assert found["real"]["dynamics_error"] < 1e-4
+    assert found["real"]["missed_terminals"] == found["real"]["false_terminals"] == 0
+    assert found["shuffled"]["terminal_rate"] == found["real"]["terminal_rate"] > 0
     assert found["real"]["marginal"] > 0.95
     assert found["shuffled"]["marginal"] > 0.95
     assert found["shuffled"]["dynamics_error"] > 0.5 > found["Gaussian"]["dynamics_error"] > 0.05
