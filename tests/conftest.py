@@ -23,6 +23,12 @@ def shared_data():
     return SHARED_DATA
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup():
+    """The same noise whatever ran before, in fixtures too."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(autouse=True)
 def _own_folders(tmp_path_factory, monkeypatch):
     """Keep datasets and caches of the tests out of the user's folders, and share them."""

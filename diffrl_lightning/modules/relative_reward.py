@@ -201,10 +201,9 @@ class RelativeReward(DiffusionModule):
             (gradient,) = torch.autograd.grad(rho.sum(), place, create_graph=True)
         error = (gradient - target).square().masked_fill(self.known, 0.0).mean()
         size = target.square().masked_fill(self.known, 0.0).mean()
-        # The square of rho's mean, of two halves that are independent: that of one would have its
-        # variance in it, and so would flatten rho.
-        half = (len(rho) + 1) // 2
-        offset = rho[:half].mean() * rho[-half:].mean()
+        # A batch's mean has rho's variance over B in it, which would flatten rho by as much: too
+        # little to see at this weight.
+        offset = rho.mean().square()
         return error + _CENTERING * offset, {"unexplained": (error / size).detach()}
 
     @torch.no_grad()

@@ -51,11 +51,11 @@ def data_of(two_files, **kwargs):
     ],
 )
 def test_role(tmp_path, two_files, diffusers, options):
+    torch.manual_seed(0)  # a U-Net learns slopes slowly from some beginnings
     size = {"dim": 32, "dim_mults": (2, 4)} if "network" in options else {"dim": 64}
     module = RelativeReward(3, 1, **SMALL, num_origins=2, **diffusers, **size, **options)
-    # On one batch alone the term that keeps the mean at 0 has no bound below.
     loss = None if "objective" in options and "gradient_at" not in options else "unexplained"
-    check_role(module, data_of(two_files), tmp_path, acts=False, loss=loss, steps=80)
+    check_role(module, data_of(two_files), tmp_path, acts=False, loss=loss, lr=1e-3, steps=150)
     with pytest.raises(InputError, match="does not act"):
         module.make_policy()
 
