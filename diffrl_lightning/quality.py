@@ -139,7 +139,7 @@ def _shuffled(rows: Rows, rng: np.random.Generator) -> Rows:
 def _dynamics(data: TransitionData, rows: Rows, real: Rows, num_rows: int) -> dict[str, float]:
     """Against the simulator: errors of next states and rewards, in standard deviations of real ones.
 
-    And of terminals: the share of rows that end in the simulator alone, and of those that it goes on from.
+    And the shares of rows that end in the simulator alone, and of those that are terminal here alone.
     """
     env = data.make_env()
     chosen = {name: x[:num_rows].numpy() for name, x in rows.items()}
