@@ -26,6 +26,8 @@ from diffrl_lightning.normalizers import NormalizerKind, TrajectoryNormalizer, m
 from diffrl_lightning.types import FutureBatch, Generators, InputError
 
 _STEPS = 10  # network evaluations of a future
+_SAMPLES = 16  # futures of a state
+_ROWS = 2**14  # futures drawn at a time: more do not fit the caches of a CPU
 
 
 class DiffusedValue(DiffusionModule):
@@ -303,26 +305,39 @@ class DiffusedValue(DiffusionModule):
 
     @torch.no_grad()
     def _evaluate(
-        self, conditions: dict[str, Tensor], discount: float | None, **sampling: Any
+        self,
+        conditions: dict[str, Tensor],
+        discount: float | None,
+        *,
+        num_samples: int = _SAMPLES,
+        **sampling: Any,
     ) -> tuple[Tensor, Tensor]:
         """Values (N,) under conditions, and their standard errors."""
+        most = max(_ROWS // len(conditions["state"]), 1)
+        parts = [min(most, num_samples - k) for k in range(0, num_samples, most)] or [num_samples]
+        rewards = [self._later(conditions, discount, num_samples=n, **sampling) for n in parts]
+        later = torch.cat(rewards, 1)
+        gamma = self.discount if discount is None else discount
+        weight = gamma / (1 - gamma)
+        spread = later.std(1, correction=0)
+        error = spread / math.sqrt(num_samples - 1) if num_samples > 1 else spread + math.nan
+        return self._reward(conditions).float() + weight * later.mean(1), weight * error
+
+    def _later(
+        self, conditions: dict[str, Tensor], discount: float | None, **sampling: Any
+    ) -> Tensor:
+        """Rewards (N, S) of drawn futures, 0 as far as the episode has ended by then."""
         futures, timed = self._futures(conditions, discount, **sampling)
         there = {"state": futures} | {k: x for k, x in timed.items() if k == "policy"}
         later = self.survival_ema(timed, futures).sigmoid() * self._reward(there)
-        later = later.unflatten(0, (len(conditions["state"]), -1)).float()
-        gamma = self.discount if discount is None else discount
-        weight = gamma / (1 - gamma)
-        count = later.shape[1]
-        spread = later.std(1, correction=0)
-        error = spread / math.sqrt(count - 1) if count > 1 else spread + math.nan
-        return self._reward(conditions).float() + weight * later.mean(1), weight * error
+        return later.unflatten(0, (len(conditions["state"]), -1)).float()
 
     def _futures(
         self,
         conditions: dict[str, Tensor],
         discount: float | None,
         *,
-        num_samples: int = 16,
+        num_samples: int = _SAMPLES,
         sampler: Sampler = "ddim",
         num_inference_steps: int | None = None,
         generator: Generators = None,
