@@ -145,7 +145,10 @@ def test_values_of_a_chain_are_those_of_the_linear_solve(discount):
 
 @pytest.mark.parametrize("discount", [0.9, 0.95])
 def test_values_of_a_linear_gaussian_system_are_those_of_the_linear_solve(discount):
-    """s' = a s + b u + w with u ~ N(0, 1) and w ~ N(0, c^2), of the reward 3 + s - 0.3 s^2 - 0.5 u."""
+    """s' = a s + b u + w with u ~ N(0, 1) and w ~ N(0, c^2), of the reward 3 + s - 0.3 s^2 - 0.5 u.
+
+    At states where the data are; at -2 and 2, seldom seen, values are off by up to 6 %.
+    """
     a, b, c = 0.9, 0.3, 0.2
 
     def reward(s, u):
@@ -159,7 +162,6 @@ def test_values_of_a_linear_gaussian_system_are_those_of_the_linear_solve(discou
         futures = a ** (k - 1) * (a * s + b * u) + (known / (1 - a**2)).sqrt() * w
         return exact_batch(s[:, None], u[:, None], reward(s, u), futures[:, None])
 
-    torch.manual_seed(0)
     module = small(observation_dim=1, discount=discount, **VALUE_SIZE)
     module.trajectory.observations.fit(next_batch()["observations"])
     module.rewards.fit(next_batch()["rewards"][:, None])

@@ -51,7 +51,6 @@ def data_of(two_files, **kwargs):
     ],
 )
 def test_role(tmp_path, two_files, diffusers, options):
-    torch.manual_seed(0)  # a U-Net learns slopes slowly from some beginnings
     size = {"dim": 32, "dim_mults": (2, 4)} if "network" in options else {"dim": 64}
     module = RelativeReward(3, 1, **SMALL, num_origins=2, **diffusers, **size, **options)
     loss = None if "objective" in options and "gradient_at" not in options else "unexplained"
