@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol, TypedDict
+from typing import Any, Literal, NamedTuple, Protocol, TypedDict
 
 import torch
 from torch import Tensor
@@ -19,6 +19,10 @@ Constraint = Callable[[Tensor], Tensor]
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
 """Source of noise: one generator, one for each of equal groups of rows, or torch's global one."""
+
+
+RowName = Literal["observations", "changes", "actions", "rewards", "terminations"]
+"""What a datamodule gives all training values of; ``changes`` are of the states, in a step."""
 
 
 class InputError(ValueError):

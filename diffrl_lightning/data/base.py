@@ -19,7 +19,7 @@ from diffrl_lightning.data import sources
 from diffrl_lightning.data.episodes import Episodes, concatenate
 from diffrl_lightning.data.sampler import BatchSampler, ResumableLoader
 from diffrl_lightning.envs.make import EnvConfig, layout, layout_dims
-from diffrl_lightning.types import InputError
+from diffrl_lightning.types import InputError, RowName
 
 
 class OfflineData(pl.LightningDataModule, ABC):
@@ -159,16 +159,21 @@ class OfflineData(pl.LightningDataModule, ABC):
     def make_dataset(self, episodes: Episodes, which: np.ndarray) -> Dataset:
         """The dataset whose items make batches, of these of the episodes."""
 
-    def training_rows(
-        self, name: Literal["observations", "actions", "rewards", "terminations"]
-    ) -> tuple[Tensor, Tensor]:
-        """An array of all episodes (M, D), and which of its rows (M,) are of training episodes."""
+    def training_rows(self, name: RowName) -> tuple[Tensor, Tensor]:
+        """An array of all episodes (M, D), and which of its rows (M,) are of training episodes.
+
+        The ``changes`` are of the states, from each step to the next.
+        """
         assert self.episodes is not None
-        counts = self.episodes.lengths + (name == "observations")
+        states = name in ("observations", "changes")
         train = np.isin(np.arange(len(self.episodes)), self.train_indices)
-        rows = torch.from_numpy(np.repeat(train, counts))
-        array = getattr(self.episodes, name)
-        return torch.from_numpy(array.reshape(len(array), -1)), rows
+        rows = torch.from_numpy(np.repeat(train, self.episodes.lengths + states))
+        array = getattr(self.episodes, "observations" if states else name)
+        values = torch.from_numpy(array.reshape(len(array), -1))
+        if name == "changes":
+            rows[self.episodes.offsets[1:] + np.arange(len(self.episodes))] = False
+            values, rows = values.diff(dim=0), rows[:-1]
+        return values, rows
 
     def training_returns(self) -> Tensor:
         """The return to go from each step of the training episodes (M,)."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from diffrl_lightning.data.sampler import ResumableLoader
-from diffrl_lightning.types import InputError, TransitionBatch
+from diffrl_lightning.types import InputError, RowName, TransitionBatch
 
 
 class TransitionBuffer:
@@ -163,12 +163,15 @@ class ReplayData(pl.LightningDataModule):
         position = (lambda: 0) if progress is None else (lambda: progress.total.ready)
         return ResumableLoader(_Batches(self, position), batch_size=None)
 
-    def training_rows(
-        self, name: Literal["observations", "actions", "rewards", "terminations"]
-    ) -> tuple[Tensor, Tensor | None]:
+    def training_rows(self, name: RowName) -> tuple[Tensor, Tensor | None]:
         """All real values of a kind (M, D), which all count."""
         self._check_begun()
-        array = self.real.arrays[name][: len(self.real)]
+        arrays = self.real.arrays
+        if name == "changes":
+            array = arrays["next_observations"] - arrays["observations"]
+        else:
+            array = arrays[name]
+        array = array[: len(self.real)]
         return array.reshape(len(array), -1), None
 
     def training_returns(self) -> Tensor:

@@ -11,7 +11,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from diffrl_lightning.diffusion import EDM, BetaSchedule, PredictionType, rand
 from diffrl_lightning.modules.synthesizer import Condition, Process, Synthesizer
 from diffrl_lightning.nets import EMA, Backbone, TransitionMLP, make_backbone, mlp
-from diffrl_lightning.normalizers import NormalizerKind
+from diffrl_lightning.normalizers import Normalizer, NormalizerKind, make_normalizer
 from diffrl_lightning.types import Generators, InputError, SequenceBatch, TransitionBatch
 
 _LEAST_SPREAD = 0.1  # of terminals, lest the few there are make up their column's loss
@@ -42,6 +42,8 @@ class DataSynthesizer(Synthesizer):
         num_blocks: its residual layers.
         embed_dim: width of its first layer, and of all embeddings.
         layer_norm: normalise before each residual layer.
+        next_state: what tells the next state: it ``itself``, as published, or the ``change`` from the
+            state, which is sharper where states change little in a step.
         normalizer: of states, actions and rewards.
         bound_gap: standard deviations by which values that pile up at an end of their dimension, such
             as clipped actions, are moved outwards while they are diffused, so that they come back
@@ -80,6 +82,7 @@ class DataSynthesizer(Synthesizer):
         num_blocks: int = 6,
         embed_dim: int = 128,
         layer_norm: bool = False,
+        next_state: Literal["itself", "change"] = "itself",
         normalizer: NormalizerKind = "gaussian",
         bound_gap: float = 0.0,
         terminals: Literal["diffused", "classified"] = "diffused",
@@ -96,6 +99,8 @@ class DataSynthesizer(Synthesizer):
         self.save_hyperparameters()
         if terminals not in ("diffused", "classified"):
             raise InputError(f"{terminals=} is unknown: choose diffused or classified.")
+        if next_state not in ("itself", "change"):
+            raise InputError(f"{next_state=} is unknown: choose itself or change.")
         self.widths = [action_dim, observation_dim, 1, observation_dim]
         self.classifier: nn.Module | None = None
         if terminals == "diffused":
@@ -117,6 +122,9 @@ class DataSynthesizer(Synthesizer):
             )
 
         self._assemble(make_net, (sum(self.widths),), embed_dim)
+        self.changes: Normalizer | None = None
+        if next_state == "change":
+            self.changes = make_normalizer(normalizer, observation_dim)
 
     def averaged(self) -> list[tuple[EMA, nn.Module]]:
         """The denoiser's average, and that of what tells terminals."""
@@ -129,8 +137,10 @@ class DataSynthesizer(Synthesizer):
         return [{"params": list(net.parameters())} for _, net in self.averaged()]
 
     def fit_normalizers(self, datamodule: Any) -> None:
-        """As for every synthesizer; and the spread of the terminals."""
+        """As for every synthesizer; and of changes, and the spread of the terminals."""
         super().fit_normalizers(datamodule)
+        if self.changes is not None:
+            self.changes.fit(*datamodule.training_rows("changes"))
         if isinstance(self.diffusion, EDM) and self.classifier is None:
             terminals, rows = datamodule.training_rows("terminations")
             spread = terminals[rows if rows is not None else slice(None)].float().std()
@@ -141,11 +151,23 @@ class DataSynthesizer(Synthesizer):
         parts = [
             self.trajectory.join(batch["actions"], batch["observations"]),
             self.rewards.normalize(batch["rewards"][:, None]),
-            self.trajectory.observations.normalize(batch["next_observations"]),
+            self._encode_next(batch["observations"], batch["next_observations"]),
         ]
         if self.classifier is None:
             parts.append(batch["terminations"][:, None])
         return torch.cat(parts, -1)
+
+    def loss_weight(self, batch: TransitionBatch) -> Tensor:
+        """(B, D): next states that were not recorded count nothing.
+
+        The data then repeat the last state. Learned, and told from the end of an episode only now and
+        then, it would be a state that can be held for ever.
+        """
+        following, states = batch["next_observations"], batch["observations"]
+        recorded = ~((following == states).all(1) & (batch["terminations"] > 0))
+        weights = torch.ones(len(states), sum(self.widths), device=states.device)
+        weights.split(self.widths, -1)[3].copy_(recorded[:, None])
+        return weights
 
     def compute_loss(self, batch: TransitionBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """The process's loss; and the cross entropy of what tells terminals."""
@@ -165,14 +187,26 @@ class DataSynthesizer(Synthesizer):
         else:
             logits = self.classifier_ema(torch.cat([actions, states], -1))
             ends = rand(logits.shape, generator=generator, like=logits) < logits.sigmoid()
-        observations = self.trajectory.observations
+        observations = self.trajectory.observations.unnormalize(states)
         return {
-            "observations": observations.unnormalize(states),
+            "observations": observations,
             "actions": self.trajectory.actions.unnormalize(actions),
             "rewards": self.rewards.unnormalize(rewards)[:, 0],
-            "next_observations": observations.unnormalize(following),
+            "next_observations": self._decode_next(observations, following),
             "terminations": ends[:, 0].to(x),
         }
+
+    def _encode_next(self, states: Tensor, following: Tensor) -> Tensor:
+        """States and those that follow (B, O), in environment units -> what is diffused of these."""
+        if self.changes is None:
+            return self.trajectory.observations.normalize(following)
+        return self.changes.normalize(following - states)
+
+    def _decode_next(self, states: Tensor, x: Tensor) -> Tensor:
+        """States (B, O) in environment units, and what is diffused of those that follow -> these."""
+        if self.changes is None:
+            return self.trajectory.observations.unnormalize(x)
+        return states + self.changes.unnormalize(x)
 
 
 class TrajectorySynthesizer(Synthesizer):

@@ -130,7 +130,12 @@ class Synthesizer(DiffusionModule):
             one_hot = nn.functional.one_hot(batch["origins"], self.hparams["num_origins"])
             labels["task"] = one_hot.to(self.float_dtype)
         denoise = self._bind(self.denoiser, labels)
-        return self.diffusion.loss(denoise, self.encode(batch)).mean(), {}
+        x0 = self.encode(batch)
+        return self.diffusion.loss(denoise, x0, weight=self.loss_weight(batch)).mean(), {}
+
+    def loss_weight(self, batch: Any) -> Tensor | None:
+        """What each entry of :meth:`encode`'s samples counts in the loss; by default all alike."""
+        return None
 
     @torch.no_grad()
     def sample(

@@ -33,9 +33,9 @@ def windows(**kwargs):
         {},
         {"process": "ddpm", "bound_gap": 0.5},
         {"conditions": ("return", "task"), "cond_drop_prob": 0.0},
-        {"terminals": "classified"},
+        {"terminals": "classified", "next_state": "change"},
     ],
-    ids=["edm", "ddpm", "conditions", "classified"],
+    ids=["edm", "ddpm", "conditions", "classified-change"],
 )
 def test_role(tmp_path, pendulum_file, kwargs):
     data = TransitionData(str(pendulum_file), batch_size=32)
@@ -71,13 +71,45 @@ def fitted(data, module):
     return module
 
 
-def test_what_is_encoded_is_decoded(pendulum_file):
-    module = fitted(TransitionData(str(pendulum_file)), small())
+@pytest.mark.parametrize("next_state", ["itself", "change"])
+def test_what_is_encoded_is_decoded(pendulum_file, next_state):
+    module = fitted(TransitionData(str(pendulum_file)), small(next_state=next_state))
     batch = transitions()
     found = module.decode(module.encode(batch))
     for name, value in found.items():
         torch.testing.assert_close(value, batch[name])
     assert module.encode(batch)[:, -1].tolist() == batch["terminations"].tolist(), "as they are"
+
+
+def test_changes_are_of_unit_size(pendulum_file):
+    """So an error of what is diffused is one of the change, however far apart the states are."""
+    data = TransitionData(str(pendulum_file))
+    module = fitted(data, small(next_state="change"))
+    batch = data.train_data[torch.arange(len(data.train_data))]
+    x = module.encode(batch)
+    torch.testing.assert_close(x[:, 5:8].std(0), torch.ones(3), atol=0.01, rtol=0)
+    x[:, 5:8] += 0.1
+    found = module.decode(x)
+    torch.testing.assert_close(found["observations"], batch["observations"])
+    change = (batch["next_observations"] - batch["observations"]).std(0)
+    error = found["next_observations"] - batch["next_observations"]
+    torch.testing.assert_close(error, (0.1 * change).expand_as(error), rtol=0.01, atol=1e-3)
+
+
+def test_a_next_state_that_was_not_recorded_is_not_learned(tmp_path):
+    """The last of these episodes' states are missing, so the rows that end them repeat the state."""
+    terminals = np.arange(1, 1001) % 100 == 0
+    path = write_d4rl(tmp_path / "ends.hdf5", episodes=10, terminals=terminals)
+    data = TransitionData(str(path), val_fraction=0.0)
+    module = fitted(data, small())
+    batch = data.train_data[torch.arange(len(data.train_data))]
+    weight = module.loss_weight(batch)
+    ends = batch["terminations"] > 0
+    assert ends.sum() == 10
+    assert (weight[~ends] == 1).all()
+    assert (weight[ends] == torch.tensor([1.0] * 5 + [0.0] * 3 + [1.0])).all()
+    batch["next_observations"] += 0.1
+    assert (module.loss_weight(batch) == 1).all(), "recorded"
 
 
 def test_clipped_actions_are_drawn_exact(tmp_path):
