@@ -196,6 +196,11 @@ class DataSynthesizer(Synthesizer):
             "terminations": ends[:, 0].to(x),
         }
 
+    def beyond(self, samples: dict[str, Tensor]) -> Tensor:
+        """As for every synthesizer; and which go on in a state beyond those of the data."""
+        goes_on = samples["terminations"] == 0
+        return super().beyond(samples) | self._out(samples["next_observations"]) & goes_on
+
     def _encode_next(self, states: Tensor, following: Tensor) -> Tensor:
         """States and those that follow (B, O), in environment units -> what is diffused of these."""
         if self.changes is None:

@@ -32,6 +32,7 @@ Condition = Literal["return", "task"]
 Process = Literal["edm", "ddpm"]
 SynthesisSampler = Literal["heun", "ddpm", "ddim", "dpmpp"]
 _DEFAULT_STEPS = 31  # evaluations of EDM's sampler
+_MAX_ROUNDS = 20  # of drawing anew what lies beyond the data's states
 
 
 class Synthesizer(DiffusionModule):
@@ -42,6 +43,8 @@ class Synthesizer(DiffusionModule):
 
     action_low: Tensor  # (A,)
     action_high: Tensor  # (A,)
+    state_low: Tensor  # (O,)
+    state_high: Tensor  # (O,)
     diffusion: EDM | GaussianDiffusion  # type: ignore[assignment]
     prediction_jobs: Sequence[dict[str, Any]] = ()  # what ``predict`` is to draw in this process
 
@@ -95,9 +98,11 @@ class Synthesizer(DiffusionModule):
         self.returns = make_normalizer("limits", 1)
         self.register_buffer("action_low", torch.full((action_dim,), -torch.inf))
         self.register_buffer("action_high", torch.full((action_dim,), torch.inf))
+        self.register_buffer("state_low", torch.full((hparams["observation_dim"],), -torch.inf))
+        self.register_buffer("state_high", torch.full((hparams["observation_dim"],), torch.inf))
 
     def fit_normalizers(self, datamodule: Any) -> None:
-        """Take the statistics of the training episodes, and the environment's bounds of actions.
+        """Take the training episodes' statistics and bounds, and the environment's of actions.
 
         Raises:
             InputError: if the data's rewards are not those of the environment.
@@ -108,6 +113,10 @@ class Synthesizer(DiffusionModule):
         super().fit_normalizers(datamodule)
         self.rewards.fit(*datamodule.training_rows("rewards"))
         self.returns.fit(datamodule.training_returns()[:, None])
+        states, rows = datamodule.training_rows("observations")
+        for dim in range(states.shape[1]):  # none is copied whole
+            column = states[:, dim] if rows is None else states[rows, dim]
+            self.state_low[dim], self.state_high[dim] = column.aminmax()
         space = datamodule.action_space()
         if space is not None:
             self.action_low.copy_(torch.as_tensor(space.low).flatten())
@@ -148,6 +157,7 @@ class Synthesizer(DiffusionModule):
         task: int | None = None,
         guidance_scale: float = 1.0,
         bound_actions: bool = True,
+        bound_states: bool = False,
         generator: torch.Generator | None = None,
     ) -> dict[str, Tensor]:
         """Synthetic data of the averaged network, in environment units.
@@ -161,35 +171,58 @@ class Synthesizer(DiffusionModule):
             task: which dataset of the list that was trained on.
             guidance_scale: weight of the conditions: 0 is unconditional, 1 conditional.
             bound_actions: clip actions to the environment's bounds.
+            bound_states: draw anew samples with a state beyond the least or the greatest of the data in
+                any dimension, up to 20 times. Where an episode ends at a boundary of the states,
+                those beyond it are what a value is wrong about.
             generator: source of noise.
 
         Raises:
             InputError: if the model knows no such condition, or the sampler no such number of steps.
         """
-        denoise = self._guided(num_samples, target_return, task, guidance_scale)
         sampler, steps = self._sampler(sampler, num_inference_steps)
-        shape, like = (num_samples, *self.shape), self.action_low
-        if sampler == "heun":
-            start = randn(shape, generator=generator, like=like)
-            edm = cast(EDM, self.diffusion)
-            x = heun_sample(edm, denoise, start, num_inference_steps=steps, generator=generator)
-        else:
-            diffusion = self.diffusion
-            if isinstance(diffusion, EDM):
-                diffusion, denoise = diffusion.discrete(denoise, steps, device=self.device)
-            x = draw(
-                diffusion,
-                denoise,
-                shape,
-                like=like,
-                sampler=sampler,
-                num_inference_steps=steps,
-                generator=generator,
-            )
-        result = self.decode(x, generator)
+
+        def drawn(count: int) -> dict[str, Tensor]:
+            denoise = self._guided(count, target_return, task, guidance_scale)
+            return self.decode(self._draw(denoise, count, sampler, steps, generator), generator)
+
+        result = drawn(num_samples)
+        for _ in range(_MAX_ROUNDS if bound_states else 0):
+            beyond = self.beyond(result).nonzero()[:, 0]
+            if not len(beyond):
+                break
+            for name, value in drawn(len(beyond)).items():
+                result[name][beyond] = value
         if bound_actions:
             result["actions"] = result["actions"].clamp(self.action_low, self.action_high)
         return result
+
+    def _draw(
+        self,
+        denoise: DenoiseFn,
+        count: int,
+        sampler: SynthesisSampler,
+        num_inference_steps: int,
+        generator: torch.Generator | None,
+    ) -> Tensor:
+        """So many samples (count, *S) of the process."""
+        shape, like, diffusion = (count, *self.shape), self.action_low, self.diffusion
+        options: Any = {"num_inference_steps": num_inference_steps, "generator": generator}
+        if sampler == "heun":
+            start = randn(shape, generator=generator, like=like)
+            return heun_sample(cast(EDM, diffusion), denoise, start, **options)
+        if isinstance(diffusion, EDM):
+            diffusion, denoise = diffusion.discrete(
+                denoise, num_inference_steps, device=self.device
+            )
+        return draw(diffusion, denoise, shape, like=like, sampler=sampler, **options)
+
+    def beyond(self, samples: dict[str, Tensor]) -> Tensor:
+        """Which of the samples (B,) have a state beyond those of the data."""
+        return self._out(samples["observations"])
+
+    def _out(self, states: Tensor) -> Tensor:
+        """Whether any of the states (B, ..., O) of a sample is beyond the data's (B,)."""
+        return ((states < self.state_low) | (states > self.state_high)).flatten(1).any(1)
 
     def check_sampling(self, **sampling: Any) -> None:
         """Refuse keywords that :meth:`sample` would refuse, before anything is sampled.

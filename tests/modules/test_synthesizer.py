@@ -208,6 +208,44 @@ def test_actions_stay_within_bounds(pendulum_file):
     assert bound.abs().max() <= 2
 
 
+def test_states_beyond_the_datas_are_drawn_anew(pendulum_file, monkeypatch):
+    data = TransitionData(str(pendulum_file), val_fraction=0.0)
+    module = fitted(data, small())
+    observations, _ = data.training_rows("observations")
+    torch.testing.assert_close(module.state_low, observations.amin(0))
+    torch.testing.assert_close(module.state_high, observations.amax(0))
+    rounds = []
+    decode = module.decode
+
+    def halves(x, generator=None):
+        """Of every second row the state is beyond the data's, of every other the next one."""
+        found = decode(0.1 * x, generator)
+        even = torch.arange(len(x)) % 2 == 0
+        found["observations"][even] = module.state_high + 1
+        found["next_observations"][~even] = module.state_low - 1
+        found["terminations"] = (~even).float()
+        rounds.append(len(x))
+        return found
+
+    monkeypatch.setattr(module, "decode", halves)
+    free = module.sample(64, num_inference_steps=5)
+    assert module.beyond(free).sum() == 32, "what ends an episode may leave the data's states"
+    assert module.beyond(free | {"terminations": torch.zeros(64)}).all()
+    rounds.clear()
+    bound = module.sample(64, num_inference_steps=5, bound_states=True)
+    assert rounds[:5] == [64, 32, 16, 8, 4]
+    assert len(rounds) <= 21
+    assert module.beyond(bound).sum() <= 1
+
+
+def test_windows_beyond_the_datas_states(pendulum_file):
+    module = fitted(SequenceData(str(pendulum_file), horizon=8), windows())
+    samples = {"observations": module.state_low.expand(2, 8, 3).clone()}
+    assert not module.beyond(samples).any()
+    samples["observations"][1, 5, 2] -= 0.1
+    assert module.beyond(samples).tolist() == [False, True]
+
+
 @pytest.mark.parametrize("sampler", ["heun", "ddpm", "ddim", "dpmpp"])
 @pytest.mark.parametrize("steps", [1, 5])
 def test_samplers(sampler, steps):
