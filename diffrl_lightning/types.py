@@ -21,8 +21,8 @@ Generators = torch.Generator | Sequence[torch.Generator] | None
 """Source of noise: one generator, one for each of equal groups of rows, or torch's global one."""
 
 
-RowName = Literal["observations", "changes", "actions", "rewards", "terminations"]
-"""What a datamodule gives all training values of; ``changes`` are of the states, in a step."""
+RowName = Literal["observations", "actions", "rewards", "terminations"]
+"""What a datamodule gives all training values of."""
 
 
 class InputError(ValueError):

@@ -160,20 +160,21 @@ class OfflineData(pl.LightningDataModule, ABC):
         """The dataset whose items make batches, of these of the episodes."""
 
     def training_rows(self, name: RowName) -> tuple[Tensor, Tensor]:
-        """An array of all episodes (M, D), and which of its rows (M,) are of training episodes.
-
-        The ``changes`` are of the states, from each step to the next.
-        """
+        """An array of all episodes (M, D), and which of its rows (M,) are of training episodes."""
         assert self.episodes is not None
-        states = name in ("observations", "changes")
+        counts = self.episodes.lengths + (name == "observations")
         train = np.isin(np.arange(len(self.episodes)), self.train_indices)
-        rows = torch.from_numpy(np.repeat(train, self.episodes.lengths + states))
-        array = getattr(self.episodes, "observations" if states else name)
-        values = torch.from_numpy(array.reshape(len(array), -1))
-        if name == "changes":
-            rows[self.episodes.offsets[1:] + np.arange(len(self.episodes))] = False
-            values, rows = values.diff(dim=0), rows[:-1]
-        return values, rows
+        rows = torch.from_numpy(np.repeat(train, counts))
+        array = getattr(self.episodes, name)
+        return torch.from_numpy(array.reshape(len(array), -1)), rows
+
+    def training_pairs(self) -> tuple[Tensor, Tensor, Tensor]:
+        """States and those after them (M, O), and which pairs (M,) are steps of training episodes."""
+        assert self.episodes is not None
+        states, rows = self.training_rows("observations")
+        last = self.episodes.offsets[1:] + np.arange(len(self.episodes))
+        rows[last] = False
+        return states[:-1], states[1:], rows[:-1]
 
     def training_returns(self) -> Tensor:
         """The return to go from each step of the training episodes (M,)."""

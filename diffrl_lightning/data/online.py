@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from diffrl_lightning.data.sampler import ResumableLoader
 from diffrl_lightning.envs.collect import Collector
 from diffrl_lightning.envs.make import EnvConfig, layout, layout_dims
-from diffrl_lightning.types import ChunkBatch, InputError
+from diffrl_lightning.types import ChunkBatch, InputError, RowName
 
 
 class ChunkBuffer:
@@ -226,9 +226,7 @@ class OnlineData(pl.LightningDataModule):
         env.close()
         return env.action_space  # type: ignore[return-value]
 
-    def training_rows(
-        self, name: Literal["observations", "actions", "rewards", "terminations"]
-    ) -> tuple[Tensor, None]:
+    def training_rows(self, name: RowName) -> tuple[Tensor, None]:
         """All values of a kind (M, D), which all count."""
         held = len(self.buffer) // self.num_envs
         array = self.buffer.arrays[name][:held].flatten(0, 1)

@@ -166,13 +166,13 @@ class ReplayData(pl.LightningDataModule):
     def training_rows(self, name: RowName) -> tuple[Tensor, Tensor | None]:
         """All real values of a kind (M, D), which all count."""
         self._check_begun()
-        arrays = self.real.arrays
-        if name == "changes":
-            array = arrays["next_observations"] - arrays["observations"]
-        else:
-            array = arrays[name]
-        array = array[: len(self.real)]
+        array = self.real.arrays[name][: len(self.real)]
         return array.reshape(len(array), -1), None
+
+    def training_pairs(self) -> tuple[Tensor, Tensor, None]:
+        """All real states and those after them (M, O), which all count."""
+        states, _ = self.training_rows("observations")
+        return states, self.real.arrays["next_observations"][: len(states)], None
 
     def training_returns(self) -> Tensor:
         """Returns to go are not known: 0 each (M,)."""

@@ -140,7 +140,9 @@ class DataSynthesizer(Synthesizer):
         """As for every synthesizer; and of changes, and the spread of the terminals."""
         super().fit_normalizers(datamodule)
         if self.changes is not None:
-            self.changes.fit(*datamodule.training_rows("changes"))
+            states, following, rows = datamodule.training_pairs()
+            normalize = self.trajectory.observations.normalize
+            self.changes.fit(normalize(following) - normalize(states), rows)
         if isinstance(self.diffusion, EDM) and self.classifier is None:
             terminals, rows = datamodule.training_rows("terminations")
             spread = terminals[rows if rows is not None else slice(None)].float().std()
@@ -151,7 +153,7 @@ class DataSynthesizer(Synthesizer):
         parts = [
             self.trajectory.join(batch["actions"], batch["observations"]),
             self.rewards.normalize(batch["rewards"][:, None]),
-            self._encode_next(batch["observations"], batch["next_observations"]),
+            self._encode_next(batch),
         ]
         if self.classifier is None:
             parts.append(batch["terminations"][:, None])
@@ -187,12 +189,14 @@ class DataSynthesizer(Synthesizer):
         else:
             logits = self.classifier_ema(torch.cat([actions, states], -1))
             ends = rand(logits.shape, generator=generator, like=logits) < logits.sigmoid()
-        observations = self.trajectory.observations.unnormalize(states)
+        if self.changes is not None:
+            following = states + self.changes.unnormalize(following)
+        observations = self.trajectory.observations
         return {
-            "observations": observations,
+            "observations": observations.unnormalize(states),
             "actions": self.trajectory.actions.unnormalize(actions),
             "rewards": self.rewards.unnormalize(rewards)[:, 0],
-            "next_observations": self._decode_next(observations, following),
+            "next_observations": observations.unnormalize(following),
             "terminations": ends[:, 0].to(x),
         }
 
@@ -201,17 +205,13 @@ class DataSynthesizer(Synthesizer):
         goes_on = samples["terminations"] == 0
         return super().beyond(samples) | self._out(samples["next_observations"]) & goes_on
 
-    def _encode_next(self, states: Tensor, following: Tensor) -> Tensor:
-        """States and those that follow (B, O), in environment units -> what is diffused of these."""
+    def _encode_next(self, batch: TransitionBatch) -> Tensor:
+        """What is diffused of the next states (B, O)."""
+        normalize = self.trajectory.observations.normalize
+        following = normalize(batch["next_observations"])
         if self.changes is None:
-            return self.trajectory.observations.normalize(following)
-        return self.changes.normalize(following - states)
-
-    def _decode_next(self, states: Tensor, x: Tensor) -> Tensor:
-        """States (B, O) in environment units, and what is diffused of those that follow -> these."""
-        if self.changes is None:
-            return self.trajectory.observations.unnormalize(x)
-        return states + self.changes.unnormalize(x)
+            return following
+        return self.changes.normalize(following - normalize(batch["observations"]))
 
 
 class TrajectorySynthesizer(Synthesizer):

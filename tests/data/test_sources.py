@@ -154,11 +154,12 @@ def test_a_share_of_the_training_episodes(tmp_path):
         data.setup("fit")
         rows = data.training_rows("actions")[1]
         assert int(rows.sum()) == 20 * len(data.train_indices)
-        changes, rows = data.training_rows("changes")
+        states, following, rows = data.training_pairs()
         assert int(rows.sum()) == 20 * len(data.train_indices)
         batch = data.train_data[torch.arange(len(data.train_data))]
-        found = changes[rows].view(-1, 20, changes.shape[1])[:, :19].flatten(0, 1)
-        assert torch.equal(found, batch["next_observations"] - batch["observations"])
+        for name, values in (("observations", states), ("next_observations", following)):
+            found = values[rows].view(-1, 20, values.shape[1])[:, :19].flatten(0, 1)
+            assert torch.equal(found, batch[name])
         assert len(data.train_data) == 19 * len(data.train_indices)  # last steps have no next state
         return set(data.train_indices.tolist()), set(data.val_indices.tolist())
 
