@@ -27,8 +27,7 @@ class MazeMap(pl.Callback):
     from the same states, and ``val/occupancy_distance`` is logged: the share (total variation, over
     cells) in which they differ, averaged. A perfect model's is not 0, as few futures are of one cell:
     about 0.13 where some hundred are, 0.07 where a thousand are, and more where they are of one walk
-    of the held-out data. The picture goes to TensorBoard and to
-    ``maze_val.png``.
+    of the held-out data. The picture goes to TensorBoard and to ``maze_val.png``.
 
     Args:
         num_points: held-out windows or steps that the map is made of.
