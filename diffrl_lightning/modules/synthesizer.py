@@ -113,7 +113,7 @@ class Synthesizer(DiffusionModule):
         super().fit_normalizers(datamodule)
         self.rewards.fit(*datamodule.training_rows("rewards"))
         self.returns.fit(datamodule.training_returns()[:, None])
-        states, rows = datamodule.training_rows("observations")
+        states, _, rows = datamodule.training_pairs()  # without those that an episode ends in
         for dim in range(states.shape[1]):  # none is copied whole
             column = states[:, dim] if rows is None else states[rows, dim]
             self.state_low[dim], self.state_high[dim] = column.aminmax()
@@ -172,8 +172,8 @@ class Synthesizer(DiffusionModule):
             guidance_scale: weight of the conditions: 0 is unconditional, 1 conditional.
             bound_actions: clip actions to the environment's bounds.
             bound_states: draw anew samples with a state beyond the least or the greatest of the data in
-                any dimension, up to 20 times. Where an episode ends at a boundary of the states,
-                those beyond it are what a value is wrong about.
+                any dimension, up to 20 times; those that episodes end in do not count. Where
+                episodes end at a boundary of the states, samples beyond it tell that they go on.
             generator: source of noise.
 
         Raises:

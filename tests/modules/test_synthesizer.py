@@ -238,6 +238,20 @@ def test_states_beyond_the_datas_are_drawn_anew(pendulum_file, monkeypatch):
     assert module.beyond(bound).sum() <= 1
 
 
+def test_bounds_are_of_states_that_episodes_go_on_from(tmp_path):
+    """A file that records what it ends in: beyond the bounds, as far as these are concerned."""
+    states = np.zeros((1000, 3), np.float32)
+    following = states.copy()
+    following[99::100] = 5
+    ends = np.arange(1, 1001) % 100 == 0
+    extra = {"observations": states, "next_observations": following, "terminals": ends}
+    path = write_d4rl(tmp_path / "ends.hdf5", **extra)
+    data = TransitionData(str(path), val_fraction=0.0)
+    module = fitted(data, small())
+    assert data.training_rows("observations")[0].max() == 5
+    assert module.state_high.tolist() == [0, 0, 0]
+
+
 def test_windows_beyond_the_datas_states(pendulum_file):
     module = fitted(SequenceData(str(pendulum_file), horizon=8), windows())
     samples = {"observations": module.state_low.expand(2, 8, 3).clone()}
