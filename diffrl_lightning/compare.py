@@ -40,6 +40,7 @@ def compare(
     num_envs: int = 10,
     timing_envs: list[int] | None = None,
     env_kwargs: dict[str, Any] | None = None,
+    goal_key: str | None = None,
     output: str = "compare",
 ) -> None:
     """Evaluate checkpoints under several choices of sampling.
@@ -59,10 +60,12 @@ def compare(
         num_envs: environments that run at once.
         timing_envs: numbers of environments at which a decision is timed; default none.
         env_kwargs: keywords of ``gymnasium.make``.
+        goal_key: entry of a dictionary observation that is the goal, as in the training's data; "none"
+            for models that are not told.
         output: path of the files, without ending.
     """
     variants = _read_rows(rows, only)
-    source = SequenceData(dataset, env_kwargs=env_kwargs)
+    source = SequenceData(dataset, env_kwargs=env_kwargs, goal_key=goal_key)
     seeds: Sequence[int | None] = train_seeds or [None]
     models = {s: DiffusionModule.load_from_checkpoint(ckpt_path.format(seed=s)) for s in seeds}
     results: dict[str, dict[str, Any]] = {}

@@ -39,8 +39,8 @@ class RelativeReward(DiffusionModule):
     (``data.train_on``) with the same arguments, and are needed for training alone. A Diffuser takes
     this role's checkpoint as ``value_ckpt``: guided along rho, the base plans more as the expert does.
 
-    The control ``discriminator`` learns the log odds that a noised trajectory is of the second dataset
-    of the list and not of the first, from their labels, and needs no Diffusers.
+    The control ``discriminator`` learns the log odds that a noised trajectory is not of the first dataset
+    of the list, from their labels, and needs no Diffusers; of more than two, ``data.train_on`` chooses.
 
     rho is known up to a constant at each t, so compare values at one t; its mean over all is kept at 0.
 
@@ -151,9 +151,9 @@ class RelativeReward(DiffusionModule):
         losses = stage in ("fit", "validate")
         if losses and self.objective != "discriminator":
             self._load_diffusers()
-        elif losses and self.num_origins != 2:
+        elif losses and self.num_origins < 2:
             raise InputError(
-                "objective=discriminator tells datasets apart: give data.dataset a list of two."
+                "objective=discriminator tells datasets apart: give data.dataset a list of two or more."
             )
         super().setup(stage)
 
@@ -190,7 +190,7 @@ class RelativeReward(DiffusionModule):
         t = randint(self.diffusion.num_train_timesteps, x0)
         xt = constraint(self.diffusion.add_noise(x0, randn(x0.shape, like=x0), t))
         if self.objective == "discriminator":
-            expert = (batch["origins"] == self.num_origins - 1).to(x0)
+            expert = (batch["origins"] > 0).to(x0)
             logits = self.reward_net(xt, t)
             right = ((logits > 0) == (expert > 0)).float().mean()
             return binary_cross_entropy_with_logits(logits, expert), {"accuracy": right}

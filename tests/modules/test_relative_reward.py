@@ -102,7 +102,7 @@ def test_a_diffuser_is_steered_by_it(tmp_path, two_files, diffusers):
         ({"num_train_timesteps": 9}, "num_train_timesteps=8"),
         ({"horizon": 6}, "horizon=8"),
         ({"normalizer": "gaussian"}, "normalizer=limits"),
-        ({"objective": "discriminator"}, "a list of two"),
+        ({"objective": "discriminator"}, "a list of two or more"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_training(tmp_path, two_files, diffusers, wrong, match):
