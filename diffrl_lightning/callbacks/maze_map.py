@@ -30,20 +30,29 @@ class MazeMap(pl.Callback):
     of the held-out data. The picture goes to TensorBoard and to ``maze_val.png``.
 
     Args:
-        num_points: held-out windows or steps that the map is made of.
+        num_points: held-out windows or steps that the map of values is made of.
         squares: a cell is so many squares wide.
         num_starts: cells whose futures are drawn.
+        num_futures: held-out steps that those of the cells are taken from.
 
     Raises:
         InputError: if an argument is out of range.
     """
 
-    def __init__(self, num_points: int = 16_384, squares: int = 2, num_starts: int = 3) -> None:
-        if num_points < 1 or squares < 1 or num_starts < 0:
+    def __init__(
+        self,
+        num_points: int = 2_048,
+        squares: int = 2,
+        num_starts: int = 3,
+        num_futures: int = 16_384,
+    ) -> None:
+        if min(num_points, squares, num_futures) < 1 or num_starts < 0:
             raise InputError(
-                f"{num_points=} and {squares=} must be at least 1, {num_starts=} at least 0."
+                f"{num_points=}, {squares=} and {num_futures=} must be at least 1, {num_starts=} "
+                "at least 0."
             )
-        self.num_points, self.squares, self.num_starts = num_points, squares, num_starts
+        self.num_points, self.squares = num_points, squares
+        self.num_starts, self.num_futures = num_starts, num_futures
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Refuse a role without values of places, and an environment without a maze."""
@@ -66,11 +75,12 @@ class MazeMap(pl.Callback):
         devices = [pl_module.device] if pl_module.device.type == "cuda" else []
         with torch.random.fork_rng(devices), torch.no_grad():
             torch.manual_seed(0)
-            order = torch.randperm(len(data))[: self.num_points]
-            batch = to_device(data[order], pl_module.device)
+            order = torch.randperm(len(data))
+            batch = to_device(data[order[: self.num_points]], pl_module.device)
             states, values = pl_module.place_values(batch)
             futures = []
             if hasattr(pl_module, "sample_futures"):
+                batch = to_device(data[order[: self.num_futures]], pl_module.device)
                 futures = self._futures(maze, batch, pl_module)
         if futures:
             distance = float(np.mean([cell_distance(maze, *pair) for _, *pair in futures]))

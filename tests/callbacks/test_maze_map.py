@@ -48,7 +48,8 @@ def test_distance_of_futures(tmp_path, exact):
     """0 for the data's own, and 1 for futures where the data have none."""
     module = Perfect(4, 2, hidden_dim=8, num_blocks=1, embed_dim=8, val_samples=0)
     module.exact = exact
-    trainer = quiet_trainer(tmp_path, limit_val_batches=1, callbacks=[MazeMap(num_points=500)])
+    maze_map = MazeMap(num_points=500, num_futures=500)
+    trainer = quiet_trainer(tmp_path, limit_val_batches=1, callbacks=[maze_map])
     trainer.validate(module, datamodule=FutureData(**UMAZE, num_draws=1), verbose=False)
     distance = trainer.callback_metrics["val/occupancy_distance"]
     assert distance == pytest.approx(0 if exact else 1, abs=1e-6)
