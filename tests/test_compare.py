@@ -81,6 +81,26 @@ def test_share_of_successes_where_the_environment_tells_them(
     assert "| success 0.50 |" in capsys.readouterr().out
 
 
+def test_a_model_that_is_told_no_goal(tmp_path):
+    pytest.importorskip("gymnasium_robotics")
+    maze = {"dataset": "pointmaze/umaze", "generate_steps": 6000}
+    data = SequenceData(**maze, horizon=8, goal_key="none")
+    model = Diffuser(4, 2, horizon=8, dim=16, dim_mults=(1, 2), num_train_timesteps=4)
+    trainer = quiet_trainer(tmp_path, max_steps=1, limit_val_batches=0)
+    trainer.fit(model, datamodule=data)
+    trainer.save_checkpoint(tmp_path / "model.ckpt")
+    (tmp_path / "rows.yaml").write_text("plain: {execute: states, num_inference_steps: 2}")
+    compare(
+        str(tmp_path / "rows.yaml"),
+        str(tmp_path / "model.ckpt"),
+        maze["dataset"],
+        num_episodes=1,
+        goal_key="none",
+        output=str(tmp_path / "table"),
+    )
+    assert len(json.loads((tmp_path / "table.json").read_text())["plain"]["returns"]) == 1
+
+
 def test_only_some_rows(folder, pendulum_file):
     assert list(run(folder, pendulum_file, only=["chosen"])) == ["chosen"]
     with pytest.raises(InputError, match="no row other: choose among plain, chosen"):

@@ -95,6 +95,20 @@ def test_a_diffuser_is_steered_by_it(tmp_path, two_files, diffusers):
     assert not torch.equal(*plans)
 
 
+def test_a_discriminator_tells_the_first_dataset_from_all_others():
+    module = RelativeReward(3, 1, **SMALL, objective="discriminator", num_origins=3)
+    module.trajectory.observations.fit(torch.randn(9, 3))
+    module.trajectory.actions.fit(torch.randn(9, 1))
+    batch = {"actions": torch.zeros(3, 8, 1), "observations": torch.zeros(3, 8, 3)}
+    with torch.no_grad():
+        for p in module.reward_net.parameters():
+            p.zero_()
+        [p for p in module.reward_net.parameters() if p.shape == (1,)][-1].fill_(2.0)
+    for origins, share in (([0, 0, 0], 0.0), ([0, 1, 2], 2 / 3), ([2, 1, 1], 1.0)):
+        _, info = module.compute_loss(batch | {"origins": torch.tensor(origins)})
+        assert info["accuracy"] == pytest.approx(share)
+
+
 @pytest.mark.parametrize(
     ("wrong", "match"),
     [
