@@ -33,6 +33,7 @@ ALLOWED = {
     "dynamics_error": TORCH | {"modules", "data", "normalizers", "cli"},
     "generate": {"data", "cli"},
     "quality": TORCH | {"data", "envs", "metrics", "callbacks", "cli"},
+    "relabel": TORCH | {"modules", "data", "cli"},
     "value_ranks": TORCH | {"modules", "data", "nets", "normalizers", "cli"},
     "__init__": TORCH | {"modules", "data", "callbacks"},
     "__main__": {"cli"},

@@ -17,6 +17,7 @@ from minari.storage.datasets_root_dir import get_dataset_path
 from tqdm.auto import tqdm
 
 from diffrl_lightning.data import minari_source
+from diffrl_lightning.data.episodes import Episodes
 from diffrl_lightning.types import InputError
 
 _MINARI_ID = re.compile(r"(?:[\w-]+/)*[\w-]+-v\d+")
@@ -116,14 +117,44 @@ def _write_hdf5(
                 end = len(file[name])
                 file[name].resize(end + len(rows), 0)
                 file[name][end:] = rows
-        file["metadata/provenance"] = json.dumps(dict(provenance))
-        if source is not None:
-            if source.env_id is not None:
-                file["metadata/env_id"] = source.env_id
-            if source.ref_scores is not None:
-                low, high = source.ref_scores
-                file["metadata/ref_min_score"], file["metadata/ref_max_score"] = low, high
+        _write_metadata(file, provenance, source)
     temporary.replace(path)
+
+
+def write_episodes(
+    output: str, episodes: Episodes, provenance: Mapping[str, Any], source: Any
+) -> None:
+    """Write episodes in D4RL's layout.
+
+    Args:
+        output: a file that ends in .hdf5.
+        episodes: without goals.
+        provenance: how they came about, for the metadata.
+        source: the datamodule that they are from, for its environment.
+    """
+    path = Path(output).expanduser()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = np.arange(episodes.num_steps) + np.repeat(np.arange(len(episodes)), episodes.lengths)
+    temporary = path.with_name(f"{path.name}.part")
+    with h5py.File(temporary, "w") as file:
+        file["observations"] = episodes.observations[rows]
+        if episodes.final_observed.all():
+            file["next_observations"] = episodes.observations[rows + 1]
+        file["actions"], file["rewards"] = episodes.actions, episodes.rewards
+        file["terminals"], file["timeouts"] = episodes.terminations, episodes.truncations
+        _write_metadata(file, provenance, source)
+    temporary.replace(path)
+
+
+def _write_metadata(file: h5py.File, provenance: Mapping[str, Any], source: Any) -> None:
+    file["metadata/provenance"] = json.dumps(dict(provenance))
+    if source is None:
+        return
+    if source.env_id is not None:
+        file["metadata/env_id"] = source.env_id
+    if source.ref_scores is not None:
+        low, high = source.ref_scores
+        file["metadata/ref_min_score"], file["metadata/ref_max_score"] = low, high
 
 
 def _write_minari(

@@ -39,8 +39,8 @@ class RelativeReward(DiffusionModule):
     (``data.train_on``) with the same arguments, and are needed for training alone. A Diffuser takes
     this role's checkpoint as ``value_ckpt``: guided along rho, the base plans more as the expert does.
 
-    The control ``discriminator`` learns the log odds that a noised trajectory is not of the first dataset
-    of the list, from their labels, and needs no Diffusers; of more than two, ``data.train_on`` chooses.
+    The control ``discriminator`` learns the log odds that a noised trajectory is not of the list's first
+    dataset, from their labels, and needs no Diffusers; of more than two, ``data.train_on`` chooses.
 
     rho is known up to a constant at each t, so compare values at one t; its mean over all is kept at 0.
 
@@ -230,6 +230,11 @@ class RelativeReward(DiffusionModule):
             t: steps; a clean trajectory, -1, is taken as one of the least noise.
         """
         return self.ema(xt, t.clamp(min=0)).float()
+
+    def rewards_of(self, batch: SequenceBatch) -> Tensor:
+        """Rho (B,) of clean windows: the reward of the step that each begins with."""
+        x0 = self.trajectory.join(batch["actions"], batch["observations"])
+        return self.value(x0, torch.full((len(x0),), -1, device=x0.device))
 
     def place_values(self, batch: SequenceBatch) -> tuple[Tensor, Tensor]:
         """States (M, O) of clean windows, in environment units, and rho of what begins there (M,).
