@@ -39,8 +39,8 @@ class RelativeReward(DiffusionModule):
     (``data.train_on``) with the same arguments, and are needed for training alone. A Diffuser takes
     this role's checkpoint as ``value_ckpt``: guided along rho, the base plans more as the expert does.
 
-    The control ``discriminator`` learns the log odds that a noised trajectory is not of the list's first
-    dataset, from their labels, and needs no Diffusers; of more than two, ``data.train_on`` chooses.
+    The control ``discriminator`` learns the log odds that a noised trajectory is not of the first
+    dataset of the list, from their labels, and needs no Diffusers; of more, ``data.train_on`` chooses.
 
     rho is known up to a constant at each t, so compare values at one t; its mean over all is kept at 0.
 
