@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
-from typing import Any
+from typing import NamedTuple
 
 import gymnasium as gym
 import numpy as np
@@ -20,6 +20,7 @@ from diffrl_lightning.envs.make import EnvConfig, import_plugins, layout, layout
 from diffrl_lightning.envs.pointmaze import (
     ENV_IDS,
     GOAL_CELLS,
+    GOAL_RADIUS,
     Maze,
     MazeMap,
     WaypointController,
@@ -109,11 +110,13 @@ def generate(
     As in D4RL's and Minari's generation the agent goes on from goal to goal, so that consecutive
     episodes are physically continuous; every 5,000 steps it starts elsewhere. The reward is 1 at the
     goal, which each observation of its episode carries as ``desired_goal``. A dataset of one goal is of
-    episodes from anywhere to it.
+    episodes from anywhere to it. With a rest the agent stays at each goal for so many steps before it
+    goes on; without, the data show nobody who stays anywhere.
 
     Args:
         dataset: Minari id ``pointmaze/NAME``; NAME is open, umaze, medium or large, or free where
-            a ``maze_map`` is given; with ``-to-ROW-COLUMN`` behind it, that cell is the only goal.
+            a ``maze_map`` is given; with ``-to-ROW-COLUMN`` behind it, that cell is the only goal; with
+            ``-rest-STEPS`` at the end, the agent rests at goals.
         num_steps: environment steps.
         maze_map: rows of cells, 1 a wall, 0 free, "g" the evaluation goal.
         env_id: PointMaze environment, for its time limit; default that of the maze of this name, or
@@ -132,16 +135,16 @@ def generate(
         )
     low, high = _reference_scores(config, seed)
     cells = [[0 if c == "g" else c for c in row] for row in config.kwargs["maze_map"]]
-    goal_cell = _parts(dataset)[1]
+    name = _parts(dataset)
     env = gym.make(
         config.env_id,
         maze_map=cells,
         continuing_task=True,
-        reset_target=goal_cell is None,
+        reset_target=name.goal_cell is None,
         max_episode_steps=10**9,
         disable_env_checker=True,
     )
-    buffers = _collect(env, num_steps, action_noise, seed, goal_cell)
+    buffers = _collect(env, num_steps, action_noise, seed, name)
     minari_source.write(
         dataset,
         buffers,
@@ -155,16 +158,26 @@ def generate(
     env.close()
 
 
-def _parts(dataset: str) -> tuple[str, tuple[int, int] | None]:
-    """Its maze and its only goal: ``pointmaze/medium-to-6-1`` is of medium and of cell (6, 1)."""
+class _Name(NamedTuple):
+    """What a dataset's name says: ``pointmaze/medium-to-6-1-rest-30``."""
+
+    maze: str
+    goal_cell: tuple[int, int] | None  # the only goal
+    rest_steps: int  # at each goal
+
+
+def _parts(dataset: str) -> _Name:
     name = re.sub(r"-v\d+$", "", dataset.removeprefix(_NAMESPACE))
-    found = re.fullmatch(r"(.+)-to-(\d+)-(\d+)", name)
-    return (found[1], (int(found[2]), int(found[3]))) if found else (name, None)
+    found = re.fullmatch(r"(.+?)(?:-to-(\d+)-(\d+))?(?:-rest-(\d+))?", name)
+    if found is None:
+        return _Name(name, None, 0)
+    goal_cell = None if found[2] is None else (int(found[2]), int(found[3]))
+    return _Name(found[1], goal_cell, int(found[4] or 0))
 
 
 def _evaluation_env(dataset: str, options: SourceOptions) -> EnvConfig:
     import_plugins()
-    name, goal_cell = _parts(dataset)
+    name, goal_cell, _ = _parts(dataset)
     maze_map = options.env_kwargs.get("maze_map")
     if maze_map is None and name not in ENV_IDS:
         raise InputError(
@@ -203,7 +216,7 @@ def _reference_scores(config: EnvConfig, seed: int) -> tuple[float, float]:
 
 
 def _collect(
-    env: gym.Env, num_steps: int, noise: float, seed: int, goal_cell: tuple[int, int] | None
+    env: gym.Env, num_steps: int, noise: float, seed: int, name: _Name
 ) -> list[EpisodeBuffer]:
     rng = np.random.default_rng(seed)
     maze = Maze.of(env)
@@ -212,7 +225,7 @@ def _collect(
     bar = tqdm(total=num_steps, desc="Generating PointMaze", unit="step")
     for first in range(0, num_steps, _STREAM_STEPS):
         length = min(_STREAM_STEPS, num_steps - first)
-        buffers += _stream(env, maze, length, noise, rng, len(buffers), goal_cell)
+        buffers += _stream(env, maze, length, noise, rng, len(buffers), name)
         bar.update(length)
     bar.close()
     return buffers
@@ -231,13 +244,14 @@ def _stream(
     noise: float,
     rng: np.random.Generator,
     first_id: int,
-    goal_cell: tuple[int, int] | None,
+    name: _Name,
 ) -> list[EpisodeBuffer]:
     """Walk from goal to goal, or again and again to one, for ``length`` steps; an episode a goal."""
-    state = _begin(env, rng, goal_cell)
+    state = _begin(env, rng, name.goal_cell)
     controller = WaypointController(maze, rng)
     goal = env.unwrapped.goal.copy()  # type: ignore[attr-defined]
     states, actions = [state], []
+    rested = -1  # steps at the goal; -1 on the way
     buffers: list[EpisodeBuffer] = []
     for step in range(length):
         action = controller.act(state, goal) + noise * rng.standard_normal(2)
@@ -246,11 +260,13 @@ def _stream(
         state = result["observation"]
         states.append(state)
         actions.append(action)
-        if info["success"] or step == length - 1:
-            buffers.append(_buffer(first_id + len(buffers), states, actions, goal, info))
-            if goal_cell is not None:
-                state = _begin(env, rng, goal_cell)
-            states, actions = [state], []
+        if rested >= 0 or info["success"]:  # of the environment's goal, which is then another one
+            rested += 1
+        if rested == name.rest_steps or step == length - 1:
+            buffers.append(_buffer(first_id + len(buffers), states, actions, goal))
+            if name.goal_cell is not None:
+                state = _begin(env, rng, name.goal_cell)
+            states, actions, rested = [state], [], -1
             goal = env.unwrapped.goal.copy()  # type: ignore[attr-defined]  # the next one
     return buffers
 
@@ -260,7 +276,6 @@ def _buffer(
     states: list[np.ndarray],
     actions: list[np.ndarray],
     goal: np.ndarray,
-    info: dict[str, Any],
 ) -> EpisodeBuffer:
     n = len(actions)
     observation = np.array(states)
@@ -273,7 +288,7 @@ def _buffer(
             "observation": observation,
         },
         actions=np.array(actions),
-        rewards=(last & info["success"]).astype(np.float64),  # type: ignore[arg-type]
+        rewards=(np.linalg.norm(observation[1:, :2] - goal, axis=1) <= GOAL_RADIUS).astype(float),  # type: ignore[arg-type]
         terminations=np.zeros(n, bool),  # type: ignore[arg-type]
         truncations=last,  # type: ignore[arg-type]
     )

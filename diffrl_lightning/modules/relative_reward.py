@@ -22,6 +22,7 @@ from diffrl_lightning.normalizers import NormalizerKind, TrajectoryNormalizer
 from diffrl_lightning.types import InputError, SequenceBatch
 
 Objective = Literal["eps", "mean", "discriminator"]
+Unit = Literal["eps", "x0"]
 _CENTERING = 1e-3  # weight of the square of rho's mean
 _SAME = (*SAME_TRAJECTORIES, "goal_dim")
 
@@ -35,9 +36,14 @@ class RelativeReward(DiffusionModule):
         objective mean    grad rho = mu_expert(x_t, t) - mu_base(x_t, t)
 
     with mu the mean of x_{t-1}; the second is the first times beta_t / sqrt(alpha_t (1 - abar_t)), and
-    so has less of the small t. Both Diffusers are frozen, were trained on one list of datasets
-    (``data.train_on``) with the same arguments, and are needed for training alone. A Diffuser takes
-    this role's checkpoint as ``value_ckpt``: guided along rho, the base plans more as the expert does.
+    so has less of the small t. Differences of noise are those of denoised trajectories times
+    sqrt(abar_t / (1 - abar_t)): next to nothing at the large t, with which sampling begins, and lost
+    there in the errors of a network that learns all t at once. In the ``unit`` x0 it learns, and
+    errors count, without that factor, by which its output is multiplied.
+
+    Both Diffusers are frozen, were trained on one list of datasets (``data.train_on``) with the same
+    arguments, and are needed for training alone. A Diffuser takes this role's checkpoint as
+    ``value_ckpt``: guided along rho, the base plans more as the expert does.
 
     The control ``discriminator`` learns the log odds that a noised trajectory is not of the first
     dataset of the list, from their labels, and needs no Diffusers; of more, ``data.train_on`` chooses.
@@ -56,6 +62,8 @@ class RelativeReward(DiffusionModule):
         objective: what the gradient is to be, or ``discriminator``.
         gradient_at: ``noised``: at x_t; ``mean``: at the base's mu(x_t, t), as in the paper's code; not
             for a discriminator.
+        unit: of differences and errors: ``eps``, of noise, as published; ``x0``, of denoised
+            trajectories, even over t. Not for a discriminator.
         network: ``windows``: an MLP of each window of the trajectory, whose mean rho is; ``unet``: the
             down-going half of one, as published, which learns slowly where the horizon is short.
         window: steps of a window, which divide H; default H. The shorter they are, the finer rho can be
@@ -90,6 +98,7 @@ class RelativeReward(DiffusionModule):
         expert_ckpt: str | None = None,
         objective: Objective = "eps",
         gradient_at: Literal["noised", "mean"] = "noised",
+        unit: Unit = "eps",
         network: Literal["windows", "unet"] = "windows",
         window: int | None = None,
         dim: int = 128,
@@ -110,19 +119,22 @@ class RelativeReward(DiffusionModule):
         for name, value, choices in (
             ("objective", objective, ("eps", "mean", "discriminator")),
             ("gradient_at", gradient_at, ("noised", "mean")),
+            ("unit", unit, ("eps", "x0")),
             ("network", network, ("windows", "unet")),
         ):
             if value not in choices:
                 raise InputError(
                     f"{name}={value!r} is unknown: choose one of {', '.join(choices)}."
                 )
-        if objective == "discriminator" and gradient_at != "noised":
-            raise InputError(f"A discriminator has no gradient to match: leave out {gradient_at=}.")
+        if objective == "discriminator" and (gradient_at, unit) != ("noised", "eps"):
+            raise InputError(
+                f"A discriminator has no gradient to match: leave out {gradient_at=} and {unit=}."
+            )
         if network == "unet" and window is not None:
             raise InputError(
                 f"The U-Net has no windows: leave out {window=}, or use network=windows."
             )
-        self.objective, self.gradient_at = objective, gradient_at
+        self.objective, self.gradient_at, self.unit = objective, gradient_at, unit
         self.num_origins = num_origins
         self.diffusion = GaussianDiffusion(make_betas(beta_schedule, num_train_timesteps))
         width = observation_dim + action_dim
@@ -208,19 +220,29 @@ class RelativeReward(DiffusionModule):
 
     @torch.no_grad()
     def _target(self, xt: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Where rho's gradient is taken, and what it is to be there; (B, H, A + O) each."""
+        """Where the network's gradient is taken, and what it is to be there; (B, H, A + O) each."""
         with torch.autocast(xt.device.type, enabled=False):  # small differences of large numbers
             base, expert = (diffuser.predict_noise(xt, t) for diffuser in self.diffusers)
-        if self.objective == "eps" and self.gradient_at == "noised":
-            return xt, base - expert
-        _, noise = self.diffusion.signal_noise(t, xt.ndim)
-        alpha, beta = self.diffusion.step(t, t - 1, xt.ndim)
-        # mu = (x_t - beta eps / sqrt(1 - abar)) / sqrt(alpha), Ho et al. 2020, eq. 11.
-        step = beta / (noise * alpha.sqrt())
         place = xt
         if self.gradient_at == "mean":
-            place = torch.where(self.known, xt, xt / alpha.sqrt() - step * base)
-        return place, (base - expert) * (step if self.objective == "mean" else 1.0)
+            alpha, _ = self.diffusion.step(t, t - 1, xt.ndim)
+            mean = xt / alpha.sqrt() - self._mean_step(t, xt.ndim) * base
+            place = torch.where(self.known, xt, mean)
+        step = self._mean_step(t, xt.ndim) if self.objective == "mean" else 1.0
+        return place, (base - expert) * step / self._scale(t, xt.ndim)
+
+    def _mean_step(self, t: Tensor, ndim: int) -> Tensor:
+        """How far the mean of x_{t-1} goes against the noise (Ho et al. 2020, eq. 11), (B, 1, ...)."""
+        _, noise = self.diffusion.signal_noise(t, ndim)
+        alpha, beta = self.diffusion.step(t, t - 1, ndim)
+        return beta / (noise * alpha.sqrt())
+
+    def _scale(self, t: Tensor, ndim: int) -> Tensor:
+        """What the network's output is multiplied by at steps (B,), shaped (B, 1, ...)."""
+        signal, noise = self.diffusion.signal_noise(t, ndim)
+        if self.unit == "eps":
+            return torch.ones_like(signal)
+        return signal / noise * (self._mean_step(t, ndim) if self.objective == "mean" else 1.0)
 
     def value(self, xt: Tensor, t: Tensor) -> Tensor:
         """Rho (B,) of normalised trajectories (B, H, A + O) at steps (B,).
@@ -229,7 +251,8 @@ class RelativeReward(DiffusionModule):
             xt: noised trajectories.
             t: steps; a clean trajectory, -1, is taken as one of the least noise.
         """
-        return self.ema(xt, t.clamp(min=0)).float()
+        t = t.clamp(min=0)
+        return self.ema(xt, t).float() * self._scale(t, 1)
 
     def rewards_of(self, batch: SequenceBatch) -> Tensor:
         """Rho (B,) of clean windows: the reward of the step that each begins with."""
@@ -248,4 +271,4 @@ class RelativeReward(DiffusionModule):
             return batch["observations"][:, 0], self.value(x0, t)
         real = batch["mask"][:, :: net.window]  # what pads an episode is nowhere
         states = batch["observations"][:, :: net.window]
-        return states[real], net.windows(x0, t).float()[real]
+        return states[real], (net.windows(x0, t).float() * self._scale(t, 2))[real]

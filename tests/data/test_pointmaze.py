@@ -71,6 +71,23 @@ def test_a_dataset_of_one_goal():
         data("pointmaze/umaze-to-0-0")
 
 
+def test_rest_at_goals():
+    """Each episode goes on for so many steps at its goal, and the next one from there."""
+    module = data("pointmaze/umaze-rest-20", val_fraction=0.0)
+    episodes = module.episodes
+    assert episodes.joined(10**6).lengths.tolist() == [5000, 1000]
+    for first, length in zip(episodes.offsets, episodes.lengths, strict=False):
+        rewards = episodes.rewards[first : first + length]
+        if first + length in (5000, 6000):  # streams end where they are
+            continue
+        assert rewards[:-21].sum() == 0
+        assert rewards[-21] == 1, "it arrives"
+        assert rewards[-20:].mean() > 0.9, "and stays"
+    names = ("pointmaze/medium-to-6-1-rest-30-v2", "pointmaze/medium", "pointmaze/my-maze-rest-3")
+    found = [tuple(pointmaze._parts(name)) for name in names]
+    assert found == [("medium", (6, 1), 30), ("medium", None, 0), ("my-maze", None, 3)]
+
+
 def test_any_maze():
     module = data("pointmaze/corridor", env_kwargs={"maze_map": CORRIDOR}, generate_steps=1500)
     xy = module.episodes.observations[:, :2]
