@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from diffrl_lightning.cli import exit_on_bad_input
-from diffrl_lightning.data import ChunkData
+from diffrl_lightning.data import ChunkData, Chunks
 from diffrl_lightning.modules import DiffusionModule
 from diffrl_lightning.normalizers import GaussianNormalizer
 from diffrl_lightning.types import InputError
@@ -56,9 +56,10 @@ def dynamics_error(
         InputError: if a checkpoint predicts no states, or no held-out episode is long enough.
     """
     horizons = sorted(horizons or [1, 2, 5, 10, 20, 50])
-    batch, scale = _held_out(dataset, horizons[-1] + 1, num_windows, data or {})
+    source = ChunkData(dataset, **(data or {}) | {"horizon": horizons[-1] + 1})
+    batch, scale = held_out(source, num_windows)
     states, actions = batch["observations"], batch["actions"]
-    results = {"no change": _measured(states[:, :1].expand_as(states), states, scale, horizons)}
+    results = {"no change": measured(states[:, :1].expand_as(states), states, scale, horizons)}
     for name, path in models.items():
         model: Any = DiffusionModule.load_from_checkpoint(path)
         if not hasattr(model, "predict"):
@@ -70,7 +71,7 @@ def dynamics_error(
         begin = time.perf_counter()
         found = model.predict(states[:, 0], actions, **(sampling or {}).get(name, {}))
         seconds = time.perf_counter() - begin
-        results[name] = _measured(found.observations, states, scale, horizons)
+        results[name] = measured(found.observations, states, scale, horizons)
         results[name]["ms_a_trajectory"] = 1e3 * seconds / len(states)
     print(
         f"| | {' | '.join(f'{h} steps' for h in horizons)} | ms |\n|{'---|' * (2 + len(horizons))}"
@@ -85,14 +86,20 @@ def dynamics_error(
     return results
 
 
-def _held_out(
-    dataset: str, length: int, num_windows: int, options: dict[str, Any]
-) -> tuple[Any, Tensor]:
-    """Windows of full length from held-out episodes, and the standard deviations of states."""
-    data = ChunkData(dataset, **options | {"horizon": length})
+def held_out(data: ChunkData, num_windows: int) -> tuple[Any, Tensor]:
+    """Windows of full length from held-out episodes, and the standard deviations of states (O,).
+
+    Args:
+        data: which has not been set up yet.
+        num_windows: spread evenly over all of them.
+
+    Raises:
+        InputError: if there are none.
+    """
     data.prepare_data()
     data.setup("fit")
-    chunks: Any = data.val_data
+    length, chunks = data.horizon, data.val_data
+    assert isinstance(chunks, Chunks)
     starts, episodes = chunks.starts(torch.arange(chunks.num_chunks))
     full = (chunks.ends[episodes] - starts >= length).nonzero()[:, 0]
     if not len(full):
@@ -103,7 +110,7 @@ def _held_out(
     return chunks[full[chosen]], normalizer.std
 
 
-def _measured(found: Tensor, real: Tensor, scale: Tensor, horizons: list[int]) -> dict[str, Any]:
+def measured(found: Tensor, real: Tensor, scale: Tensor, horizons: list[int]) -> dict[str, Any]:
     """Mean error over windows (N, L, O) after each horizon, and its standard error."""
     errors = ((found - real) / scale).square().mean(-1).sqrt()[:, horizons].double().numpy()
     return {

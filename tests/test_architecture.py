@@ -34,6 +34,7 @@ ALLOWED = {
     "generate": {"data", "cli"},
     "quality": TORCH | {"data", "envs", "metrics", "callbacks", "cli"},
     "relabel": TORCH | {"modules", "data", "cli"},
+    "skill_error": TORCH | {"modules", "data", "envs", "dynamics_error", "cli"},
     "value_ranks": TORCH | {"modules", "data", "nets", "normalizers", "cli"},
     "__init__": TORCH | {"modules", "data", "callbacks"},
     "__main__": {"cli"},

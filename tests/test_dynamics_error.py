@@ -16,11 +16,11 @@ from diffrl_lightning import (
     InputError,
     SequenceData,
 )
-from diffrl_lightning.dynamics_error import _held_out, dynamics_error
+from diffrl_lightning.dynamics_error import dynamics_error, held_out
 from diffrl_lightning.types import Imagined
 
 
-def held_out(dataset, horizon):
+def recorded(dataset, horizon):
     data = SequenceData(str(dataset), horizon=horizon)
     data.setup("fit")
     return data.val_data[torch.arange(len(data.val_data))]
@@ -28,7 +28,7 @@ def held_out(dataset, horizon):
 
 def test_errors_are_in_standard_deviations(tmp_path, monkeypatch, pendulum_file):
     """Of a model that knows the future but is off by half a deviation in all dimensions."""
-    recorded = held_out(pendulum_file, 21)
+    real = recorded(pendulum_file, 21)
     data = SequenceData(str(pendulum_file))
     data.setup("fit")
     observations, rows = data.training_rows("observations")
@@ -36,10 +36,8 @@ def test_errors_are_in_standard_deviations(tmp_path, monkeypatch, pendulum_file)
 
     class Clairvoyant:
         def predict(self, states, actions, *, off=0.0):
-            row = (
-                (recorded["observations"][None, :, 0] == states[:, None]).all(-1).float().argmax(1)
-            )
-            return Imagined(recorded["observations"][row] + off * scale, actions, None, None)
+            row = (real["observations"][None, :, 0] == states[:, None]).all(-1).float().argmax(1)
+            return Imagined(real["observations"][row] + off * scale, actions, None, None)
 
     monkeypatch.setattr(DiffusionModule, "load_from_checkpoint", lambda path: Clairvoyant())
     found = dynamics_error(
@@ -77,7 +75,7 @@ def test_windows_are_of_the_episodes_that_the_models_did_not_see(tmp_path):
     path = write_d4rl(tmp_path / "short.hdf5", timeouts=ends)
     for seed in range(4):
         options = {"seed": seed, "val_fraction": 0.3}
-        windows, scale = _held_out(str(path), 51, 1000, options)
+        windows, scale = held_out(ChunkData(str(path), horizon=51, **options), 1000)
         data = ChunkData(str(path), **options)
         data.setup("fit")
         firsts = data.val_data[torch.arange(data.val_data.num_chunks)]["observations"][:, 0]
@@ -86,4 +84,4 @@ def test_windows_are_of_the_episodes_that_the_models_did_not_see(tmp_path):
         assert windows["mask"].all()
     assert (scale > 0).all()
     with pytest.raises(InputError, match="No held-out episode has 101 steps"):
-        _held_out(str(path), 101, 10, {})
+        held_out(ChunkData(str(path), horizon=101), 10)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, Literal
 
 import torch
@@ -238,6 +239,7 @@ class DiffusionDynamics(DiffusionModule):
         normalizer = self.trajectory.actions
         assert isinstance(normalizer, GaussianNormalizer)
 
+        @lru_cache(maxsize=1)  # score and bounds are asked for at one prediction after the other
         def at(x0: Tensor) -> Normal:
             found = policy(self._states_of(x0))
             return Normal(normalizer.normalize(found.mean), found.std / normalizer.std)

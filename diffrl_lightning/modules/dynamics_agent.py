@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Any, Literal
 
@@ -13,6 +14,8 @@ from diffrl_lightning.modules.diffusion_dynamics import DiffusionDynamics
 from diffrl_lightning.nets import EMA, Normal, mlp
 from diffrl_lightning.policies import ChunkedPolicy
 from diffrl_lightning.types import ChunkBatch, Generators, InputError
+
+_LEAST_STD = 0.1  # of the actor, of half the range of actions
 
 
 class DynamicsAgent(DiffusionDynamics):
@@ -45,6 +48,8 @@ class DynamicsAgent(DiffusionDynamics):
         entropy_weight: weight of the actor's entropy.
         tune_lr: step of the logarithm of the guidance's step size.
         policy_dim: width of actor and critic.
+        initial_std: standard deviation of the actor's Gaussian to begin with, above 0.1, its least; of
+            half the range of actions.
         tau: share of the new weights that the averaged critic takes at a step.
         lr: learning rate of the model.
         actor_lr: that of the actor.
@@ -86,6 +91,7 @@ class DynamicsAgent(DiffusionDynamics):
         entropy_weight: float = 1e-5,
         tune_lr: float = 3e-3,
         policy_dim: int = 256,
+        initial_std: float = 1.0,
         tau: float = 0.005,
         lr: float = 3e-4,
         actor_lr: float = 3e-5,
@@ -123,11 +129,17 @@ class DynamicsAgent(DiffusionDynamics):
                 f"{policy_every=} must be at least 1, {policy_start=} at least 0, {num_imagined=} 2."
             )
 
+        if initial_std <= _LEAST_STD:
+            raise InputError(
+                f"{initial_std=} must be above {_LEAST_STD}, the least that it can be."
+            )
+
         def layer() -> nn.Module:
             return nn.Sequential(nn.LayerNorm(policy_dim), nn.ELU())
 
         self.actor = mlp(observation_dim, policy_dim, action_dim, activation=layer)
-        self.log_std = nn.Parameter(torch.full((action_dim,), -0.1))  # exp of it and 0.1: about 1
+        log_std = math.log(initial_std - _LEAST_STD)
+        self.log_std = nn.Parameter(torch.full((action_dim,), log_std))
         self.critic = mlp(observation_dim, policy_dim, 1, activation=layer)
         self.target_critic = EMA(self.critic, decay=1 - tau, update_every=policy_every)
         for name, bound in (("low", -1.0), ("high", 1.0)):
@@ -165,7 +177,7 @@ class DynamicsAgent(DiffusionDynamics):
         """The actor's Gaussian over actions (..., A) in states (..., O), in environment units."""
         h = self.actor(self.trajectory.observations.normalize(states)).tanh()
         scale, middle = (self.high - self.low) / 2, (self.high + self.low) / 2
-        std = (self.log_std.exp() + 0.1) * scale
+        std = (self.log_std.exp() + _LEAST_STD) * scale
         return Normal(middle + scale * h, std.expand_as(h))
 
     def compute_loss(self, batch: ChunkBatch) -> tuple[Tensor, dict[str, Tensor]]:

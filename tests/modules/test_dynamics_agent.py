@@ -64,6 +64,12 @@ class Known(DynamicsAgent):
         return Imagined(observations, actions, rewards, ends), torch.ones(())
 
 
+def test_an_actor_begins_as_wide_as_it_is_told():
+    states = torch.randn(5, 3)
+    for std, module in ((1.0, small()), (0.3, small(initial_std=0.3))):
+        assert module.policy(states).std.unique().tolist() == pytest.approx([std])
+
+
 def test_an_actor_learns_what_is_rewarded():
     torch.manual_seed(0)
     module = Known(3, 1, **SMALL, **OFTEN, discount=0.9, entropy_weight=0.0)
@@ -175,6 +181,7 @@ def test_collecting_needs_data_that_grow(tmp_path, pendulum_file):
         ({"policy_every": 0}, "policy_every"),
         ({"num_imagined": 1}, "num_imagined"),
         ({"gae_lambda": 0.0}, "gae_lambda"),
+        ({"initial_std": 0.1}, "initial_std"),
         ({"goal_dim": 2}, "goals"),
     ],
 )
