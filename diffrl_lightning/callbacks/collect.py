@@ -16,8 +16,8 @@ class Collect(pl.Callback):
     """Every so many updates the agent takes a step in each environment, to learn from.
 
     ``collect/return_mean`` is logged of the episodes that have ended since, and ``collect/steps``, the
-    steps so far. Whenever there is twice as much as when the agent's normalisers last took their
-    statistics, they take them again.
+    steps so far. Whenever there is a tenth more than when the agent's normalisers last took their
+    statistics, they take them again: often, so that the model can follow.
 
     Args:
         steps_per_update: environment steps for each optimiser step.
@@ -60,8 +60,8 @@ class Collect(pl.Callback):
         per_round = data.num_envs / self.steps_per_update
         for k in range(int((step - 1) / per_round), int(step / per_round)):
             self._returns += data.collect(self._explore(pl_module, data, k))
-            if len(data.buffer) >= 2 * self._measured:
-                pl_module.fit_normalizers(data)
+            if len(data.buffer) >= 1.1 * self._measured:
+                pl_module.refit_normalizers(data)
                 self._measured = len(data.buffer)
         if step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             pl_module.log("collect/steps", float(data.buffer.added * data.num_envs))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from diffrl_lightning.diffusion import randn
 from diffrl_lightning.modules.diffusion_dynamics import DiffusionDynamics
 from diffrl_lightning.nets import EMA, Normal, mlp
+from diffrl_lightning.normalizers import GaussianNormalizer
 from diffrl_lightning.policies import ChunkedPolicy
 from diffrl_lightning.types import ChunkBatch, Generators, InputError
 
@@ -172,6 +173,22 @@ class DynamicsAgent(DiffusionDynamics):
         if space is not None:
             self.low.copy_(torch.from_numpy(space.low))
             self.high.copy_(torch.from_numpy(space.high))
+
+    @torch.no_grad()
+    def refit_normalizers(self, datamodule: Any) -> None:
+        """Take the statistics anew; what actor and critics find in a state stays as it was.
+
+        The first layer of each takes in the change. The model has to follow it.
+        """
+        normalizer = self.trajectory.observations
+        assert isinstance(normalizer, GaussianNormalizer)
+        mean, std = normalizer.mean.clone(), normalizer.std.clone()
+        self.fit_normalizers(datamodule)
+        shift, scale = (normalizer.mean - mean) / std, normalizer.std / std
+        for net in (self.actor, self.critic, self.target_critic.net):
+            first: Any = net[0]  # type: ignore[index]
+            first.bias += first.weight @ shift
+            first.weight *= scale
 
     def policy(self, states: Tensor) -> Normal:
         """The actor's Gaussian over actions (..., A) in states (..., O), in environment units."""

@@ -70,6 +70,27 @@ def test_an_actor_begins_as_wide_as_it_is_told():
         assert module.policy(states).std.unique().tolist() == pytest.approx([std])
 
 
+def test_new_statistics_leave_actor_and_critics_as_they_were():
+    module, data = agent(), online()
+    data.setup("fit")
+    module.fit_normalizers(data)
+    states = 0.3 * torch.randn(20, 4)
+    normalize = module.trajectory.observations.normalize
+
+    def found():
+        seen = normalize(states)
+        nets = (module.critic, module.target_critic)
+        return [module.policy(states).mean, *(net(seen) for net in nets)]
+
+    before, seen = found(), normalize(states)
+    data.buffer.arrays["observations"] += torch.tensor([1.0, -2.0, 0.5, 0.0])
+    data.buffer.arrays["observations"] *= torch.tensor([0.3, 1.0, 4.0, 2.0])
+    module.refit_normalizers(data)
+    assert (normalize(states) - seen).abs().mean() > 0.3
+    for now, then in zip(found(), before, strict=True):
+        torch.testing.assert_close(now, then, atol=1e-4, rtol=1e-4)
+
+
 def test_an_actor_learns_what_is_rewarded():
     torch.manual_seed(0)
     module = Known(3, 1, **SMALL, **OFTEN, discount=0.9, entropy_weight=0.0)
@@ -111,11 +132,11 @@ def fit(tmp_path, steps, prefill_steps=60, **kwargs):
 
 
 def test_it_acts_while_it_learns(tmp_path):
-    """A step of both environments for every four updates; statistics follow as these double."""
-    trainer, module, data = fit(tmp_path, 26, prefill_steps=8)
-    assert data.buffer.added == 4 + 6
-    assert trainer.callback_metrics["collect/steps"] == 2 * (4 + 6)
-    actions = data.buffer.arrays["actions"][:8]
+    """A step of both environments for every four updates; statistics follow with the next tenth."""
+    trainer, module, data = fit(tmp_path, 26)
+    assert data.buffer.added == 30 + 6
+    assert trainer.callback_metrics["collect/steps"] == 2 * (30 + 6)
+    actions = data.buffer.arrays["actions"][:33]
     assert module.trajectory.actions.std.item() == pytest.approx(
         actions.std(correction=0).item(), rel=1e-4
     )
