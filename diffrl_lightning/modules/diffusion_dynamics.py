@@ -246,7 +246,8 @@ class DiffusionDynamics(DiffusionModule):
 
         def score(x0: Tensor, actions: Tensor) -> Tensor:
             mean, std = at(x0)
-            return (mean - actions) / std.square()
+            # No step goes beyond the mean: of a narrow policy it would land farther off than it began.
+            return (mean - actions) / std.square().clamp(min=self.step_size)
 
         def within(x0: Tensor, actions: Tensor) -> Tensor:
             mean, std = at(x0)
@@ -278,6 +279,7 @@ class DiffusionDynamics(DiffusionModule):
             lr: step of the size's logarithm.
         """
         self.step_size *= torch.exp(lr * (spread - 1)).to(self.step_size)
+        self.step_size.clamp_(max=1.0)
 
     def _start(self, states: Tensor) -> Tensor:
         """Trajectories (N, H, O + 2) of which only the first state (N, O) is set."""

@@ -174,6 +174,21 @@ def test_imagined_actions_are_the_policys():
     assert guided.abs().max() < 3.001
 
 
+def test_a_narrow_policy_is_not_overshot():
+    """However large the step is, actions end no farther off than their noise."""
+    torch.manual_seed(0)
+    module = Still(3, 2, horizon=5, dim=8, depth=1, num_train_timesteps=16)
+    states = torch.randn(400, 3)
+    spreads = []
+    for step_size in (0.02, 0.1, 1.0):
+        module.step_size.fill_(step_size)
+        spreads.append(deviations(module, states)[1])
+    assert spreads[0] > spreads[1] > spreads[2]
+    assert spreads[2] < 0.3
+    module.tune(torch.tensor(100.0), lr=1.0)
+    assert module.step_size == 1
+
+
 def test_actions_are_seen_as_noisy_as_the_trajectory_is():
     """Scaled by sqrt(abar): nearly not at all at the first step, and fully at the last."""
     module = Still(3, 2, horizon=5, dim=8, depth=1, num_train_timesteps=32, schedule_power=1.0)
