@@ -67,6 +67,39 @@ class PolicyGuided:
         return x0
 
 
+class PolicyDrawn:
+    """A denoising function whose actions are drawn anew at each call, from the policy at its prediction.
+
+    The noise that they are drawn with stays the same from call to call, so that actions settle as the
+    trajectory does: then they are the policy's, whatever its spread, with nothing to tune. It is the
+    better of the two where steps are few; along a score, actions lag behind.
+
+    Args:
+        denoise: ``x (B, H, D), scaled actions (B, H, A), t (B,) -> x0 (B, H, D)``.
+        diffusion: the process.
+        actions: to begin with (B, H, A), standard normal.
+        draw: the policy's actions at a predicted trajectory, ``x0 (B, H, D) -> (B, H, A)``, with noise
+            that stays; ``actions`` holds them from then on.
+    """
+
+    def __init__(
+        self,
+        denoise: Callable[[Tensor, Tensor, Tensor], Tensor],
+        diffusion: GaussianDiffusion,
+        actions: Tensor,
+        *,
+        draw: Callable[[Tensor], Tensor],
+    ) -> None:
+        self.denoise, self.diffusion, self.actions, self.draw = denoise, diffusion, actions, draw
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        """The predicted clean trajectory (B, H, D)."""
+        signal, _ = self.diffusion.signal_noise(t, 3)
+        x0 = self.denoise(x, signal * self.actions, t)
+        self.actions = self.draw(x0)
+        return x0
+
+
 def score_of(log_prob: Callable[[Tensor, Tensor], Tensor]) -> ScoreFn:
     """The score of any policy, by automatic differentiation.
 

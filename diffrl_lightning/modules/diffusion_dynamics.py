@@ -11,6 +11,7 @@ from torch import Tensor
 
 from diffrl_lightning.diffusion import (
     GaussianDiffusion,
+    PolicyDrawn,
     PolicyGuided,
     ddpm_sample,
     inpaint,
@@ -53,6 +54,8 @@ class DiffusionDynamics(DiffusionModule):
         num_heads: heads of the transformer.
         num_train_timesteps: T.
         schedule_power: abar = cos(pi u / 2) ** (2 power): the lower, the later comes the noise.
+        follows: how imagined actions follow a policy: along its ``score``, by a step that is tuned, as
+            published, or by ``draws`` from it at the states that are predicted by then.
         lr: learning rate.
         lr_schedule: keep the rate, or let it fall to 0 along a cosine over the whole run.
         weight_decay: decoupled weight decay.
@@ -81,6 +84,7 @@ class DiffusionDynamics(DiffusionModule):
         num_heads: int = 4,
         num_train_timesteps: int = 128,
         schedule_power: float = 0.1,
+        follows: Literal["score", "draws"] = "score",
         lr: float = 3e-4,
         lr_schedule: Literal["constant", "cosine"] = "constant",
         weight_decay: float = 0.0,
@@ -94,9 +98,12 @@ class DiffusionDynamics(DiffusionModule):
         self.refuse_goals(goal_dim)
         if backbone not in ("mlp", "transformer"):
             raise InputError(f"{backbone=} is unknown: choose mlp or transformer.")
+        if follows not in ("score", "draws"):
+            raise InputError(f"{follows=} is unknown: choose score or draws.")
         if horizon < 2 or schedule_power <= 0:
             raise InputError(f"{horizon=} must be at least 2, {schedule_power=} above 0.")
         self.horizon, self.observation_dim, self.action_dim = horizon, observation_dim, action_dim
+        self.follows = follows
         betas = power_cosine_betas(num_train_timesteps, schedule_power)
         self.diffusion = GaussianDiffusion(betas, "x0")
         width = observation_dim + 2
@@ -253,18 +260,29 @@ class DiffusionDynamics(DiffusionModule):
             mean, std = at(x0)
             return actions.clamp(mean - _MOST_DEVIATIONS * std, mean + _MOST_DEVIATIONS * std)
 
+        def drawn(x0: Tensor) -> Tensor:
+            mean, std = at(x0)
+            return mean + std * noise
+
+        def denoise(x: Tensor, actions: Tensor, t: Tensor) -> Tensor:
+            return torch.where(self.known, known, self._denoise(self.ema, x, actions, t))
+
         known = self._start(states)
-        guided = PolicyGuided(
-            lambda x, actions, t: torch.where(
-                self.known, known, self._denoise(self.ema, x, actions, t)
-            ),
-            self.diffusion,
-            randn((len(states), self.horizon, self.action_dim), generator=generator, like=known),
-            score=score,
-            within=within,
-            step_size=self.step_size,
-            num_inference_steps=num_inference_steps,
-            generator=generator,
+        shape = (len(states), self.horizon, self.action_dim)
+        noise = randn(shape, generator=generator, like=known)
+        guided = (
+            PolicyDrawn(denoise, self.diffusion, noise, draw=drawn)
+            if self.follows == "draws"
+            else PolicyGuided(
+                denoise,
+                self.diffusion,
+                noise,
+                score=score,
+                within=within,
+                step_size=self.step_size,
+                num_inference_steps=num_inference_steps,
+                generator=generator,
+            )
         )
         x = self._sample(states, guided, num_inference_steps, generator)
         mean, std = at(x)

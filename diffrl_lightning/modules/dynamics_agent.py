@@ -40,6 +40,7 @@ class DynamicsAgent(DiffusionDynamics):
         num_heads: heads of the transformer.
         num_train_timesteps: T.
         schedule_power: abar = cos(pi u / 2) ** (2 power): the lower, the later comes the noise.
+        follows: how imagined actions follow the actor: along its ``score``, or by ``draws`` from it.
         num_inference_steps: network evaluations of an imagined trajectory, default T.
         num_imagined: trajectories of a step of the policy, from states of the batch in turn.
         policy_every: optimiser steps from one step of the policy to the next.
@@ -83,6 +84,7 @@ class DynamicsAgent(DiffusionDynamics):
         num_heads: int = 4,
         num_train_timesteps: int = 128,
         schedule_power: float = 0.1,
+        follows: Literal["score", "draws"] = "score",
         num_inference_steps: int | None = None,
         num_imagined: int = 256,
         policy_every: int = 4,
@@ -115,6 +117,7 @@ class DynamicsAgent(DiffusionDynamics):
             num_heads=num_heads,
             num_train_timesteps=num_train_timesteps,
             schedule_power=schedule_power,
+            follows=follows,
             lr=lr,
             lr_schedule=lr_schedule,
             weight_decay=weight_decay,
@@ -229,7 +232,7 @@ class DynamicsAgent(DiffusionDynamics):
         imagined, spread = self.imagine(
             states, self.policy, num_inference_steps=options["num_inference_steps"]
         )
-        if self.training:
+        if self.training and self.follows == "score":
             self.tune(spread, options["tune_lr"])
         seen = self.trajectory.observations.normalize(imagined.observations)
         with torch.no_grad():

@@ -174,6 +174,19 @@ def test_imagined_actions_are_the_policys():
     assert guided.abs().max() < 3.001
 
 
+def test_drawn_actions_are_the_policys():
+    """Few steps are enough, nothing is tuned, and each step of the trajectory has the whole spread."""
+    torch.manual_seed(0)
+    module = Still(
+        3, 2, horizon=5, dim=8, depth=1, num_train_timesteps=4, schedule_power=1.0, follows="draws"
+    )
+    module.trajectory.actions.std.copy_(torch.tensor([2.0, 0.5]))
+    found, spread = deviations(module, torch.randn(1000, 3))
+    assert spread == pytest.approx(1, abs=0.03)
+    for step in found.unbind(1):
+        assert kstest(step.flatten(), "norm").statistic < 0.05
+
+
 def test_a_narrow_policy_is_not_overshot():
     """However large the step is, actions end no farther off than their noise."""
     torch.manual_seed(0)
@@ -213,6 +226,7 @@ def test_the_score_of_a_gaussian_is_its_closed_form():
     ("wrong", "match"),
     [
         ({"goal_dim": 2}, "goals"),
+        ({"follows": "unet"}, "follows"),
         ({"backbone": "x"}, "backbone"),
         ({"horizon": 1}, "horizon"),
         ({"schedule_power": 0.0}, "schedule_power"),
