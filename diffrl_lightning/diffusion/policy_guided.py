@@ -68,7 +68,7 @@ class PolicyGuided:
 
 
 class PolicyDrawn:
-    """A denoising function whose actions are drawn anew at each call, from the policy at its prediction.
+    """A denoising function whose actions are drawn anew at each call, from the policy at what it finds.
 
     The noise that they are drawn with stays the same from call to call, so that actions settle as the
     trajectory does: then they are the policy's, whatever its spread, with nothing to tune. It is the
