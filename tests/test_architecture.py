@@ -32,6 +32,7 @@ ALLOWED = {
     "controls": TORCH | {"policies", "data", "callbacks", "envs", "cli"},
     "dynamics_error": TORCH | {"modules", "data", "normalizers", "cli"},
     "generate": {"data", "cli"},
+    "imagination_error": TORCH | {"modules", "data", "envs", "cli"},
     "quality": TORCH | {"data", "envs", "metrics", "callbacks", "cli"},
     "relabel": TORCH | {"modules", "data", "cli"},
     "skill_error": TORCH | {"modules", "data", "envs", "dynamics_error", "cli"},
