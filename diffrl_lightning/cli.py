@@ -13,10 +13,9 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-from diffrl_lightning.callbacks import Rollout, SampleWriter
+from diffrl_lightning.callbacks import Checkpoint, Rollout, SampleWriter
 from diffrl_lightning.modules import DiffusionModule, Synthesizer
 from diffrl_lightning.modules.base import check_data
 from diffrl_lightning.modules.checkpoints import ROLE_KEY, read_checkpoint
@@ -41,7 +40,7 @@ class DiffRLCLI(LightningCLI):
         )
         parser.add_lightning_class_args(Rollout, "rollout")
         parser.add_lightning_class_args(SampleWriter, "synthesis")
-        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(Checkpoint, "checkpoint")
         parser.set_defaults(
             {
                 "checkpoint.monitor": "val/return_mean",

@@ -1,5 +1,6 @@
 """Callbacks: rollouts and pictures while a model trains."""
 
+from diffrl_lightning.callbacks.checkpoint import Checkpoint
 from diffrl_lightning.callbacks.collect import Collect
 from diffrl_lightning.callbacks.maze_map import MazeMap
 from diffrl_lightning.callbacks.plan_figure import PlanFigure
@@ -10,6 +11,7 @@ from diffrl_lightning.callbacks.sample_writer import SampleWriter
 from diffrl_lightning.callbacks.skill_figure import SkillFigure
 
 __all__ = [
+    "Checkpoint",
     "Collect",
     "MazeMap",
     "PlanFigure",

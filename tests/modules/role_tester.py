@@ -9,14 +9,13 @@ from diffrl_lightning.modules import DiffusionModule, LatentDiffusion, LatentSki
 
 def quiet_trainer(tmp_path, **options):
     """A trainer on the CPU that writes and prints nothing by itself."""
+    defaults = {"enable_checkpointing": False, "enable_progress_bar": False}
     return pl.Trainer(
         accelerator="cpu",
         default_root_dir=tmp_path,
         logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
         enable_model_summary=False,
-        **options,
+        **defaults | options,
     )
 
 
