@@ -22,6 +22,8 @@ from diffrl_lightning.modules import DiffusionModule
 from diffrl_lightning.normalizers import GaussianNormalizer
 from diffrl_lightning.types import InputError
 
+_LEAST_ERROR = 1e-3  # in the figure
+
 
 def dynamics_error(
     dataset: str,
@@ -140,6 +142,7 @@ def draw_errors(results: dict[str, dict[str, Any]]) -> Figure:
         )
     axis.set_xscale("log")
     axis.set_yscale("log")
+    axis.set_ylim(bottom=max(axis.get_ylim()[0], _LEAST_ERROR))
     axis.set_xticks(
         results["no change"]["horizons"], labels=map(str, results["no change"]["horizons"])
     )

@@ -26,6 +26,7 @@ from diffrl_lightning.types import ChunkBatch, Generators, Imagined, InputError
 PolicyFn = Callable[[Tensor], Normal]
 """A Gaussian policy: states (..., O) -> over actions (..., A), both in environment units."""
 
+_PREDICTION_STEPS = 4
 _MOST_DEVIATIONS = 3.0  # guided actions stay so close to the policy, in its standard deviations
 
 
@@ -201,9 +202,12 @@ class DiffusionDynamics(DiffusionModule):
         Args:
             states: (N, O).
             actions: (N, L, A).
-            num_inference_steps: network evaluations of each, default T.
+            num_inference_steps: network evaluations of each, default 4: more are hardly better, as
+                nothing has to agree with the actions.
             generator: source of noise, one for all or one a row.
         """
+        if num_inference_steps is None:
+            num_inference_steps = min(_PREDICTION_STEPS, self.diffusion.num_train_timesteps)
         at, parts, length = states, [], actions.shape[1]
         padding = actions[:, -1:].expand(-1, self.horizon, -1)
         padded = torch.cat([actions, padding], 1)

@@ -206,7 +206,7 @@ def test_actions_are_seen_as_noisy_as_the_trajectory_is():
     """Scaled by sqrt(abar): nearly not at all at the first step, and fully at the last."""
     module = Still(3, 2, horizon=5, dim=8, depth=1, num_train_timesteps=32, schedule_power=1.0)
     actions = torch.randn(4, 5, 2)
-    module.predict(torch.randn(4, 3), actions)
+    module.predict(torch.randn(4, 3), actions, num_inference_steps=32)
     signal = module.diffusion.alphas_cumprod[0].sqrt()
     torch.testing.assert_close(module.seen, signal * actions)
 
