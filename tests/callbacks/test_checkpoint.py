@@ -15,14 +15,15 @@ class Worsening(BehaviourCloning):
         self.log("val/score", -float(self.global_step))
 
 
+@pytest.mark.parametrize("max_steps", [6, 7])
 @pytest.mark.parametrize("monitor", ["val/score", None])
-def test_the_last_one_is_written_whatever_the_best_is(tmp_path, pendulum_file, monitor):
+def test_the_last_one_is_written_whatever_the_best_is(tmp_path, pendulum_file, monitor, max_steps):
     checkpoint = Checkpoint(
         tmp_path, "best", monitor=monitor, mode="max", save_last=True, enable_version_counter=False
     )
     trainer = quiet_trainer(
         tmp_path,
-        max_steps=6,
+        max_steps=max_steps,
         val_check_interval=2,
         limit_val_batches=1,
         callbacks=[checkpoint],
@@ -34,5 +35,5 @@ def test_the_last_one_is_written_whatever_the_best_is(tmp_path, pendulum_file, m
     def step(name):
         return torch.load(tmp_path / f"{name}.ckpt", weights_only=True)["global_step"]
 
-    assert step("last") == 6
+    assert step("last") == max_steps
     assert step("best") == (2 if monitor else 6)
