@@ -37,7 +37,8 @@ class DiffusionDynamics(DiffusionModule):
     in a model that is fed its own predictions. Actions are given: as noisy as the trajectory is they
     are scaled by sqrt(abar_t), and are not denoised themselves. Imagining what a policy would do, they
     begin as noise, and at each step of the sampler they climb the policy's density at the states that
-    are predicted by then (``imagine``); what given actions lead to is ``predict``.
+    are predicted by then, or are drawn from it there (``imagine``); what given actions lead to is
+    ``predict``.
 
     Where an episode really ends, its last state stays for the rest of the window, at no reward; where
     it was cut off, the rest of the window does not count. Ends are a channel of 0 and 1, which is not
