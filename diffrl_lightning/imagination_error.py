@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
-import numpy as np
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -20,7 +19,7 @@ from torch import Tensor
 from diffrl_lightning.cli import exit_on_bad_input
 from diffrl_lightning.data import OnlineData
 from diffrl_lightning.envs.collect import Collector
-from diffrl_lightning.envs.simulate import simulate
+from diffrl_lightning.envs.simulate import play
 from diffrl_lightning.modules import DiffusionModule, DynamicsAgent
 from diffrl_lightning.types import Imagined, InputError
 
@@ -118,15 +117,15 @@ def _visited(agent: Any, data: OnlineData, count: int, most_steps: int, seed: in
 
 def _played(env: gym.Env, states: Tensor, actions: Tensor) -> Imagined:
     """What really comes of actions (N, H, A) from states (N, O)."""
-    space: Any = env.action_space
-    at, parts = states, []
-    for step in actions.unbind(1):
-        played = np.clip(step.numpy(), space.low, space.high)
-        after = simulate(env, at.numpy(), played, show_progress=False)
-        parts.append((at, torch.from_numpy(after.rewards), torch.from_numpy(after.terminations)))
-        at = torch.from_numpy(after.next_observations)
-    observations, rewards, ends = (torch.stack(x, 1) for x in zip(*parts, strict=True))
-    return Imagined(observations, actions, rewards, ends.float().cummax(1).values)
+    given = actions.numpy()
+    after = play(env, states.numpy(), given.shape[1], lambda _, k: given[:, k], show_progress=False)
+    following = torch.from_numpy(after.next_observations)
+    return Imagined(
+        torch.cat([states[:, None], following[:, :-1]], 1),
+        actions,
+        torch.from_numpy(after.rewards),
+        torch.from_numpy(after.terminations).float().cummax(1).values,
+    )
 
 
 def _compared(found: Imagined, real: Imagined, std: Tensor) -> dict[str, float]:

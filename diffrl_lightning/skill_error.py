@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from diffrl_lightning.cli import exit_on_bad_input
 from diffrl_lightning.data import ChunkData
 from diffrl_lightning.dynamics_error import draw_errors, held_out, measured
-from diffrl_lightning.envs.simulate import simulate
+from diffrl_lightning.envs.simulate import play
 from diffrl_lightning.modules import DiffusionModule, LatentSkills
 from diffrl_lightning.types import InputError
 
@@ -73,9 +73,9 @@ def skill_error(
         skills = {"skill": model.encode(batch).mean, "prior's mean": model.skill_prior(start).mean}
     env = source.make_env()
     found = {"no change": start[:, None].expand_as(real)}
-    found["recorded actions"] = _play(env, start, length, lambda states, k: actions[:, k])
+    found["recorded actions"] = _path(env, start, length, lambda states, k: actions[:, k])
     for name, z in skills.items():
-        found[name] = _play(env, start, length, lambda states, k, z=z: model.decode(states, z))
+        found[name] = _path(env, start, length, lambda states, k, z=z: model.decode(states, z))
     env.close()
     results = {name: measured(path, real, scale, horizons) for name, path in found.items()}
     ours, prior = (results[name]["mean"] for name in skills)
@@ -94,14 +94,14 @@ def skill_error(
 
 
 @torch.no_grad()
-def _play(env: gym.Env, start: Tensor, length: int, act: Any) -> Tensor:
+def _path(env: gym.Env, start: Tensor, length: int, act: Any) -> Tensor:
     """States (N, length + 1, O) from the first ones (N, O), by actions of (states, step)."""
-    states = [start]
-    for k in tqdm(range(length), desc="Simulating", leave=False, disable=None):
-        actions = act(states[-1], k).numpy()
-        after = simulate(env, states[-1].numpy(), actions, show_progress=False)
-        states.append(torch.from_numpy(after.next_observations))
-    return torch.stack(states, 1)
+
+    def play_by(states: np.ndarray, k: int) -> np.ndarray:
+        return act(torch.from_numpy(states), k).numpy()
+
+    after = play(env, start.numpy(), length, play_by)
+    return torch.cat([start[:, None], torch.from_numpy(after.next_observations)], 1)
 
 
 if __name__ == "__main__":

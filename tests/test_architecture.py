@@ -105,8 +105,10 @@ def files_with(path):
     if "class_path" in yaml.safe_load(path.read_text()).get("model", {}):
         return [path]
     if path.parent.name != "overlays":
-        bases = {"diffusion_policy": "kitchen", "latent": "q_mujoco"}
-        base = "q_pointmaze" if path.stem == "q_medium" else bases.get(path.parent.name, "mujoco")
+        for base in path.parent.glob("*.yaml"):
+            if path.stem.startswith(f"{base.stem}_"):
+                return [base, path]
+        base = "kitchen" if path.parent.name == "diffusion_policy" else "mujoco"
         alone = path.parent / f"{base}_paper.yaml"
         if path.stem.endswith("_paper") and path != alone:
             base = alone.stem

@@ -10,7 +10,7 @@ from diffrl_lightning import BehaviourCloning, DiffusionModule, InputError, Late
 from diffrl_lightning.nets import Normal
 from diffrl_lightning.skill_error import skill_error
 
-MAZE = {"generate_steps": 3_000, "join_episodes": 3_000, "val_fraction": 0.3}
+MAZE = {"generate_steps": 6000, "join_episodes": 6000, "val_fraction": 0.3}
 
 
 class Recorded(LatentSkills):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -34,7 +35,8 @@ def simulate(
     """One step from each state, in planar MuJoCo (Hopper, HalfCheetah, Walker2d) or in PointMaze.
 
     Observations of the former are all positions but the first, which nothing depends on, and all
-    velocities; those of PointMaze are all of both. Its rewards are about a goal, and are 0 here.
+    velocities; those of PointMaze, and of the inverted pendulum, are all of both. PointMaze's rewards
+    are about a goal, and are 0 here.
 
     Args:
         env: such an environment.
@@ -68,3 +70,37 @@ def simulate(
     unbounded = hidden == 0 or base.spec.id.startswith("HalfCheetah")
     bound = np.inf if unbounded else 10 - 1e-3
     return Simulated(following, rewards, ends, np.all(np.abs(qvel) < bound, 1))
+
+
+def play(
+    env: gym.Env,
+    observations: np.ndarray,
+    length: int,
+    act: Callable[[np.ndarray, int], np.ndarray],
+    *,
+    show_progress: bool = True,
+) -> Simulated:
+    """Several steps from each state; it is set anew from its observation at each of them.
+
+    Args:
+        env: as for :func:`simulate`.
+        observations: states (N, O) to begin with.
+        length: L, steps.
+        act: states (N, O) and the number of steps made -> actions (N, A), which are clipped to the
+            environment's.
+        show_progress: a progress bar.
+
+    Returns:
+        What came of each step, (N, L, ...).
+
+    Raises:
+        InputError: if the environment can not be set so.
+    """
+    space: Any = env.action_space
+    silent = None if show_progress else True  # None: where no one looks
+    at, steps = observations, []
+    for k in tqdm(range(length), desc="Simulating", leave=False, disable=silent):
+        actions = np.clip(act(at, k), space.low, space.high)
+        steps.append(simulate(env, at, actions, show_progress=False))
+        at = steps[-1].next_observations
+    return Simulated(*(np.stack(parts, 1) for parts in zip(*steps, strict=True)))

@@ -295,7 +295,7 @@ class DiffusionDynamics(DiffusionModule):
         return _with_ends(self._imagined(x, guided.actions)), spread
 
     def tune(self, spread: Tensor, lr: float = 3e-3) -> None:
-        """Move the step along the policy's score so that imagined actions spread as the policy's.
+        """Move the step along the policy's score, up to 1, so that actions spread as the policy's.
 
         Args:
             spread: of actions that were imagined, as ``imagine`` returns it.
