@@ -40,7 +40,7 @@ class OfflineData(pl.LightningDataModule, ABC):
         ref_scores: random and expert return for the normalised score, where the dataset has none.
         batch_size: samples of a batch, on each device.
         val_fraction: share of the episodes held out for validation.
-        generate_steps: steps of a dataset that is generated.
+        generate_steps: steps of a dataset that is generated; default as stored, or 100,000.
         join_episodes: join episodes that continue physically into the next up to this many steps
             (PointMaze); 0 leaves them apart.
         seed: of the split and of the batches.
@@ -60,7 +60,7 @@ class OfflineData(pl.LightningDataModule, ABC):
         batch_size: int = 64,
         val_fraction: float = 0.05,
         train_fraction: float = 1.0,
-        generate_steps: int = 100_000,
+        generate_steps: int | None = None,
         join_episodes: int = 0,
         seed: int = 0,
         pin_memory: bool = False,

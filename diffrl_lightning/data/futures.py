@@ -134,7 +134,7 @@ class FutureData(OfflineData):
         val_fraction: share of the episodes held out for validation.
         train_fraction: share of the others to train on; less than 1 shows what becomes of a method
             where data are scarce.
-        generate_steps: steps of a dataset that is generated.
+        generate_steps: steps of a dataset that is generated; default as stored, or 100,000.
         join_episodes: join episodes that continue physically into the next up to this many steps
             (PointMaze); 0 leaves them apart.
         seed: of the split and of the batches.
@@ -157,7 +157,7 @@ class FutureData(OfflineData):
         batch_size: int = 256,
         val_fraction: float = 0.05,
         train_fraction: float = 1.0,
-        generate_steps: int = 100_000,
+        generate_steps: int | None = None,
         join_episodes: int = 0,
         seed: int = 0,
         pin_memory: bool = False,

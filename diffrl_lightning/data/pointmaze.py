@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import gymnasium as gym
 import numpy as np
-from lightning.pytorch.utilities import rank_zero_warn
 from minari.data_collector import EpisodeBuffer
 from tqdm.auto import tqdm
 
@@ -30,6 +29,7 @@ from diffrl_lightning.envs.pointmaze import (
 from diffrl_lightning.types import InputError
 
 _NAMESPACE = "pointmaze/"
+_DEFAULT_STEPS = 100_000
 _STREAM_STEPS = 5_000  # the agent is put elsewhere after so many steps
 _REFERENCE_EPISODES = 50
 
@@ -48,7 +48,7 @@ def describe(dataset: str, options: SourceOptions) -> DatasetInfo:
     """Metadata, known before the dataset is generated but for its reference scores.
 
     Raises:
-        InputError: if the maze is unknown, or the stored dataset of this name is of another maze.
+        InputError: if the maze is unknown, or the stored dataset of this name has another maze or size.
     """
     config = _evaluation_env(dataset, options)
     env = gym.make(config.env_id, **config.kwargs)
@@ -66,14 +66,15 @@ def describe(dataset: str, options: SourceOptions) -> DatasetInfo:
     if not minari_source.is_local(stored):
         return info
     found = minari_source.describe(stored, SourceOptions())
-    if found.num_steps != options.num_steps:
-        rank_zero_warn(
-            f"The stored dataset {stored!r} has {found.num_steps} steps, not generate_steps = "
-            f"{options.num_steps}; delete it to have it generated again."
-        )
     if found.env_kwargs.get("maze_map") != config.kwargs["maze_map"]:
         raise InputError(
             f"The stored dataset {stored!r} is of another maze: choose another name, or delete it."
+        )
+    if options.num_steps not in (None, found.num_steps):
+        raise InputError(
+            f"The stored dataset {stored!r} has {found.num_steps} steps, not generate_steps="
+            f"{options.num_steps}: ask for those, give it another version "
+            f"({stored.rpartition('-')[0]}-v1), or delete it."
         )
     # Scores of other rewards or time limits would be wrong.
     changed = options.env_id or set(options.env_kwargs) - {"maze_map"}
@@ -85,7 +86,7 @@ def prepare(dataset: str, options: SourceOptions) -> None:
     if not minari_source.is_local(minari_id(dataset)):
         generate(
             dataset,
-            num_steps=options.num_steps,
+            num_steps=options.num_steps or _DEFAULT_STEPS,
             maze_map=options.env_kwargs.get("maze_map"),
             env_id=options.env_id,
         )
@@ -99,7 +100,7 @@ def load(dataset: str, options: SourceOptions) -> Episodes:
 def generate(
     dataset: str,
     *,
-    num_steps: int = 100_000,
+    num_steps: int = _DEFAULT_STEPS,
     maze_map: MazeMap | None = None,
     env_id: str | None = None,
     action_noise: float = 0.5,

@@ -37,7 +37,7 @@ class SourceOptions:
     env_kwargs: Mapping[str, Any] = field(default_factory=dict)
     observation_keys: tuple[str, ...] | None = None
     goal_key: str | None = None
-    num_steps: int = 100_000
+    num_steps: int | None = None
 
 
 def describe(dataset: str, options: SourceOptions) -> DatasetInfo:

@@ -127,8 +127,9 @@ def test_an_existing_dataset_is_not_overwritten():
     data("pointmaze/umaze")
     with pytest.raises(InputError, match="already"):
         pointmaze.generate("pointmaze/umaze", num_steps=1000)
-    with pytest.warns(UserWarning, match="not generate_steps = 7000"):
+    with pytest.raises(InputError, match=r"has 6000 steps, not generate_steps=7000.*umaze-v1"):
         data("pointmaze/umaze", generate_steps=7000)
+    assert data("pointmaze/umaze", generate_steps=None).episodes.num_steps == 6000
 
 
 def test_a_goal_elsewhere_in_the_state_is_refused():
