@@ -71,10 +71,11 @@ def describe(dataset: str, options: SourceOptions) -> DatasetInfo:
             f"The stored dataset {stored!r} is of another maze: choose another name, or delete it."
         )
     if options.num_steps not in (None, found.num_steps):
+        name, _, version = stored.rpartition("-v")
         raise InputError(
             f"The stored dataset {stored!r} has {found.num_steps} steps, not generate_steps="
             f"{options.num_steps}: ask for those, give it another version "
-            f"({stored.rpartition('-')[0]}-v1), or delete it."
+            f"({name}-v{int(version) + 1}), or delete it."
         )
     # Scores of other rewards or time limits would be wrong.
     changed = options.env_id or set(options.env_kwargs) - {"maze_map"}
