@@ -127,6 +127,15 @@ def test_shipped_configurations_parse(path):
     assert data.get("dataset") or data.get("env_id")
 
 
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: f"{p.parent.name}-{p.stem}")
+def test_an_overlay_drops_no_keyword_of_the_policy(path):
+    """A later file's dictionary takes the place of an earlier one's as a whole."""
+    texts = [yaml.safe_load(file.read_text()) for file in files_with(path)]
+    given = [text.get("rollout", {}).get("policy_kwargs") for text in texts]
+    if None not in given:
+        assert given[0].keys() <= given[-1].keys()
+
+
 @pytest.mark.parametrize(
     "role", ["Diffuser", "DecisionDiffuser", "DiffusionPolicy", "DiffusionQL", "IDQL"]
 )
