@@ -75,7 +75,12 @@ def skill_error(
     found = {"no change": start[:, None].expand_as(real)}
     found["recorded actions"] = _path(env, start, length, lambda states, k: actions[:, k])
     for name, z in skills.items():
-        found[name] = _path(env, start, length, lambda states, k, z=z: model.decode(states, z))
+        found[name] = _path(
+            env,
+            start,
+            length,
+            lambda states, k, z=z: model.decode(states, z, torch.full((len(z),), k)),
+        )
     env.close()
     results = {name: measured(path, real, scale, horizons) for name, path in found.items()}
     ours, prior = (results[name]["mean"] for name in skills)

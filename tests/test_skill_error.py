@@ -24,9 +24,9 @@ class Recorded(LatentSkills):
         zero = torch.zeros(len(states), self.horizon * self.action_dim)
         return Normal(zero, zero + 1)
 
-    def decode(self, states, skills):
-        self.step = getattr(self, "step", -1) + 1
-        return skills.unflatten(1, (self.horizon, -1))[:, self.step % self.horizon]
+    def decode(self, states, skills, steps):
+        actions = skills.unflatten(1, (self.horizon, -1))
+        return actions.take_along_dim(steps[:, None, None], 1)[:, 0]
 
 
 def test_a_skill_that_is_its_actions_repeats_the_chunk(tmp_path, monkeypatch):

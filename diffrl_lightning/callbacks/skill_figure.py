@@ -125,8 +125,9 @@ class SkillFigure(pl.Callback):
 def play(env: gym.Env, module: Any, states: Tensor, skills: Tensor, num_steps: int) -> np.ndarray:
     """Positions (N, num_steps + 1, 2) of skills (N, D) that a decoder plays from states (N, O)."""
     path = [states[:, :2].float().cpu().numpy()]
-    for _ in range(num_steps):
-        actions = module.decode(states, skills).float().cpu().numpy()
+    for k in range(num_steps):
+        steps = torch.full((len(states),), k, device=states.device)
+        actions = module.decode(states, skills, steps).float().cpu().numpy()
         following = simulate(
             env, states.float().cpu().numpy(), np.clip(actions, -1, 1), show_progress=False
         ).next_observations

@@ -202,9 +202,9 @@ class LatentDiffusion(DiffusionModule):
         )
         return x.unflatten(0, (len(states), num_samples))
 
-    def decode(self, states: Tensor, skills: Tensor, **options: Any) -> Tensor:
-        """Actions (N, A) of normalised skills (N, D) in states (N, O); options are the decoder's."""
-        return self.skills.decode(states, self.latents.unnormalize(skills), **options)
+    def decode(self, states: Tensor, skills: Tensor, steps: Tensor, **options: Any) -> Tensor:
+        """Actions (N, A) of normalised skills (N, D) in states (N, O), as the decoder's."""
+        return self.skills.decode(states, self.latents.unnormalize(skills), steps, **options)
 
     def ends(self, states: Tensor, skills: Tensor) -> Tensor:
         """The states (N, O) that normalised skills (N, D) are expected to lead to."""

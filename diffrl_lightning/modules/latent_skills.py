@@ -7,6 +7,7 @@ from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import one_hot
 from torchmetrics import MeanMetric
 
 from diffrl_lightning.diffusion import randn
@@ -44,6 +45,8 @@ class LatentSkills(DiffusionModule):
         hidden_dim: width of all networks.
         num_layers: layers of the encoder's GRU.
         kl_weight: weight of the divergence from the prior (beta).
+        step_aware: tell the decoder of actions at which of its steps a skill is. A skill may then hold
+            what happens at each one, the data's noise too; as published it holds but how to act.
         min_std: least standard deviation of a decoded entry, normalised: below it nothing is gained.
         normalizer: of states; actions are scaled to their range in the data.
         lr: learning rate.
@@ -67,6 +70,7 @@ class LatentSkills(DiffusionModule):
         hidden_dim: int = 256,
         num_layers: int = 4,
         kl_weight: float = 0.05,
+        step_aware: bool = False,
         min_std: float = 0.01,
         normalizer: NormalizerKind = "gaussian",
         lr: float = 5e-5,
@@ -81,6 +85,7 @@ class LatentSkills(DiffusionModule):
         if kl_weight < 0 or min_std <= 0:
             raise InputError(f"{kl_weight=} must be at least 0, {min_std=} above 0.")
         self.horizon, self.action_dim, self.kl_weight = horizon, action_dim, kl_weight
+        self.step_aware = step_aware
         self.vae = SkillVAE(
             observation_dim,
             action_dim,
@@ -88,6 +93,7 @@ class LatentSkills(DiffusionModule):
             hidden_dim=hidden_dim,
             num_layers=num_layers,
             min_std=min_std,
+            clock_dim=horizon if step_aware else 0,
         )
         self.ema = EMA(self.vae, decay=ema_decay)
         self.trajectory = TrajectoryNormalizer(normalizer, observation_dim, action_dim, "limits")
@@ -108,8 +114,8 @@ class LatentSkills(DiffusionModule):
         mask = batch["mask"]
         found = self.vae.encoder(states, actions, mask)
         z = found.mean + found.std * randn(found.mean.shape, like=states)
-        chunk = torch.cat([states, z[:, None].expand(-1, self.horizon, -1)], -1)
-        likelihood = (self.vae.policy(chunk, actions).log_prob(actions) * mask).sum(1)
+        decoded = self.vae.policy(self._seen_in_chunk(states, z), actions)
+        likelihood = (decoded.log_prob(actions) * mask).sum(1)
         divergence = found.kl(self.vae.prior(states[:, 0]))
         end_likelihood = self.vae.end(states[:, 0], z.detach()).log_prob(end)
         terms = -likelihood - end_likelihood + self.kl_weight * divergence
@@ -130,8 +136,8 @@ class LatentSkills(DiffusionModule):
             "_prior": nets.prior(states[:, 0]).mean,
         }
         for name, z in latents.items():
-            chunk = torch.cat([states, z[:, None].expand(-1, self.horizon, -1)], -1)
-            wrong = (nets.policy.act(chunk)[mask] - actions[mask]).square().mean()  # type: ignore[operator]
+            decoded = nets.policy.act(self._seen_in_chunk(states, z))  # type: ignore[operator]
+            wrong = (decoded[mask] - actions[mask]).square().mean()
             self.errors[f"action_error{name}"].update(wrong)  # type: ignore[operator]
             ends = nets.end(states[:, 0], z).mean  # type: ignore[operator]
             self.errors[f"end_error{name}"].update((ends - end).square().mean())  # type: ignore[operator]
@@ -155,6 +161,7 @@ class LatentSkills(DiffusionModule):
         self,
         states: Tensor,
         skills: Tensor,
+        steps: Tensor,
         *,
         temperature: float = 0.0,
         generator: Generators = None,
@@ -164,10 +171,11 @@ class LatentSkills(DiffusionModule):
         Args:
             states: current states.
             skills: latents.
+            steps: how many steps each skill has acted for (N,).
             temperature: factor of the standard deviation; 0 plays the mean.
             generator: source of noise, one for all or one a state.
         """
-        x = torch.cat([self.trajectory.observations.normalize(states), skills], -1)
+        x = self._seen(self.trajectory.observations.normalize(states), skills, steps)
         noise = None
         if temperature:
             shape = (len(states), self.action_dim)
@@ -208,6 +216,18 @@ class LatentSkills(DiffusionModule):
             partial(self.decode, temperature=action_temperature),
             n_action_steps=n_action_steps,
         )
+
+    def _seen_in_chunk(self, states: Tensor, z: Tensor) -> Tensor:
+        """What the decoder of actions sees of states (B, H, O) and a skill (B, D)."""
+        steps = torch.arange(self.horizon, device=z.device).expand(len(z), -1)
+        return self._seen(states, z[:, None].expand(-1, self.horizon, -1), steps)
+
+    def _seen(self, states: Tensor, skills: Tensor, steps: Tensor) -> Tensor:
+        """What the decoder of actions sees: states (..., O), skills (..., D), steps (...) if told."""
+        seen = torch.cat([states, skills], -1)
+        if not self.step_aware:
+            return seen
+        return torch.cat([seen, one_hot(steps, self.horizon).to(seen)], -1)
 
     def _normalized(self, batch: ChunkBatch) -> tuple[Tensor, Tensor, Tensor]:
         """States (B, H, O), actions (B, H, A) and the end (B, O)."""

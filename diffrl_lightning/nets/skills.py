@@ -139,6 +139,7 @@ class SkillVAE(nn.Module):
         hidden_dim: width of all layers.
         num_layers: layers of the encoder's GRU.
         min_std: least standard deviation of actions and ends.
+        clock_dim: entries that tell the decoder of actions the time.
     """
 
     def __init__(
@@ -150,6 +151,7 @@ class SkillVAE(nn.Module):
         hidden_dim: int,
         num_layers: int,
         min_std: float,
+        clock_dim: int = 0,
     ) -> None:
         super().__init__()
         together = observation_dim + latent_dim
@@ -163,7 +165,7 @@ class SkillVAE(nn.Module):
         )
         self.prior = GaussianMLP(observation_dim, latent_dim, hidden_dim=hidden_dim, min_std=1e-4)
         self.policy = AutoregressivePolicy(
-            together, action_dim, hidden_dim=hidden_dim, min_std=min_std
+            together + clock_dim, action_dim, hidden_dim=hidden_dim, min_std=min_std
         )
         self.dynamics = GaussianMLP(
             together, observation_dim, hidden_dim=hidden_dim, min_std=min_std

@@ -21,8 +21,10 @@ class ChooseFn(Protocol):
 class DecodeFn(Protocol):
     """Acts by skills; what a module lends to its policy."""
 
-    def __call__(self, states: Tensor, skills: Tensor, *, generator: Generators) -> Tensor:
-        """Actions (N, A) in states (N, O), of skills (N, D)."""
+    def __call__(
+        self, states: Tensor, skills: Tensor, steps: Tensor, *, generator: Generators
+    ) -> Tensor:
+        """Actions (N, A) in states (N, O), of skills (N, D) that have acted for so many steps (N,)."""
 
 
 class SkillPolicy(BatchPolicy):
@@ -67,7 +69,10 @@ class SkillPolicy(BatchPolicy):
             self._skills[rows.to(chosen.device)] = chosen
             self._age[rows] = 0
         actions = self.decode(
-            self._states(observations, everyone), self._skills, generator=self._noise(everyone)
+            self._states(observations, everyone),
+            self._skills,
+            self._age.to(self.device),
+            generator=self._noise(everyone),
         )
         self._tick()
         return actions.float().cpu()

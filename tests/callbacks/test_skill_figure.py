@@ -26,7 +26,7 @@ class Recorded(LatentSkills):
         first = self.batch["observations"][:, 0]
         return (first[None] == states[:, None]).all(-1).float().argmax(1)[:, None, None]
 
-    def decode(self, states, skills, **options):
+    def decode(self, states, skills, steps, **options):
         actions = self.batch["actions"][skills[:, 0], self.time]
         self.time = (self.time + 1) % 24
         return torch.zeros_like(actions) if self.still else actions

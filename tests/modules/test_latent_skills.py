@@ -29,10 +29,10 @@ def chunks(n=16, horizon=8):
     }
 
 
-@pytest.mark.parametrize("kl_weight", [0.05, 1.0])
-def test_role(tmp_path, pendulum_file, kl_weight):
+@pytest.mark.parametrize("options", [{"kl_weight": 0.05}, {"kl_weight": 1.0}, {"step_aware": True}])
+def test_role(tmp_path, pendulum_file, options):
     data = ChunkData(str(pendulum_file), horizon=8, batch_size=32)
-    check_role(small(kl_weight=kl_weight, lr=1e-3), data, tmp_path, loss="end_nll")
+    check_role(small(lr=1e-3, **options), data, tmp_path, loss="end_nll")
 
 
 def test_densities_and_divergences_are_those_of_torch():
@@ -82,6 +82,18 @@ def test_actions_are_decoded_one_entry_after_the_other():
     torch.testing.assert_close(found.mean + found.std * noise, drawn)
 
 
+def learned(module, batch, num_updates):
+    """Train a module in batches of a function; what its last loss logs."""
+    optimizer = torch.optim.Adam(module.vae.parameters(), lr=3e-3)
+    for step in range(num_updates):
+        loss, info = module.compute_loss(batch())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        module.ema.update(module.vae, step + 1)
+    return info
+
+
 def test_skills_tell_what_the_state_does_not():
     """Chunks that go up or down by chance: decoded actions are right, the prior's mean is not."""
     torch.manual_seed(0)
@@ -99,13 +111,7 @@ def test_skills_tell_what_the_state_does_not():
             "steps": torch.full((n,), 8.0),
         }
 
-    optimizer = torch.optim.Adam(module.vae.parameters(), lr=3e-3)
-    for step in range(250):
-        loss, info = module.compute_loss(batch())
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        module.ema.update(module.vae, step + 1)
+    info = learned(module, batch, 250)
     held_out = batch(500)
     skills, prior = (
         module.encode(held_out).mean,
@@ -113,8 +119,10 @@ def test_skills_tell_what_the_state_does_not():
     )
     first, action = held_out["observations"][:, 0], held_out["actions"][:, 0]
 
+    start = torch.zeros(500, dtype=torch.long)
+
     def errors(z):
-        decoded = module.decode(first, z) - action
+        decoded = module.decode(first, z, start) - action
         end = module.ends(first, z) - held_out["next_observations"]
         return [x.square().mean().sqrt().item() for x in (decoded, end)]
 
@@ -122,8 +130,33 @@ def test_skills_tell_what_the_state_does_not():
         assert found < 0.25 * control
     assert info["kl"] > 0.6  # what the state does not tell is one bit, 0.69
     drawn = module.choose(first, None)
-    up = (module.decode(first, drawn) > 0).float().mean().item()
+    up = (module.decode(first, drawn, start) > 0).float().mean().item()
     assert 0.35 < up < 0.65
+
+
+@pytest.mark.parametrize("step_aware", [False, True])
+def test_steps_that_differ_by_chance_need_a_clock(step_aware):
+    """In a state that stays, each action is up or down by chance: untimed, but the mean can be told."""
+    torch.manual_seed(0)
+    module = small(
+        observation_dim=1, horizon=2, kl_weight=0.01, ema_decay=0.9, step_aware=step_aware
+    )
+
+    def batch(n=128):
+        return {
+            "observations": torch.zeros(n, 2, 1),
+            "actions": 2.0 * torch.randint(2, (n, 2, 1)) - 1,
+            "next_observations": torch.zeros(n, 1),
+            "mask": torch.ones(n, 2, dtype=torch.bool),
+            "steps": torch.full((n,), 2.0),
+        }
+
+    learned(module, batch, 400)
+    held_out = batch(500)
+    skills, state = module.encode(held_out).mean, torch.zeros(500, 1)
+    decoded = [module.decode(state, skills, torch.full((500,), k)) for k in range(2)]
+    error = (torch.stack(decoded, 1) - held_out["actions"]).square().mean().sqrt().item()
+    assert error < 0.25 if step_aware else error > 0.6  # of the mean sqrt(1 / 2)
 
 
 def test_validation_logs_its_errors(tmp_path, pendulum_file):
@@ -135,9 +168,9 @@ def test_validation_logs_its_errors(tmp_path, pendulum_file):
 
 def test_units_do_not_matter():
     module, batch = small().eval(), chunks()
-    z = torch.randn(16, 4)
+    z, steps = torch.randn(16, 4), torch.zeros(16, dtype=torch.long)
     units_do_not_matter(
-        module, batch, decide=lambda states: module.decode(states.reshape(-1, 3)[:16], z)
+        module, batch, decide=lambda states: module.decode(states.reshape(-1, 3)[:16], z, steps)
     )
 
 

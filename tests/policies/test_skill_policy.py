@@ -19,9 +19,9 @@ class Recorder:
         )
         return torch.full((len(states), 1), float(len(self.calls)))
 
-    def decode(self, states, skills, *, generator):
+    def decode(self, states, skills, steps, *, generator):
         assert len(generator) == len(states)
-        return torch.cat([skills, states[:, 1:2]], 1)
+        return torch.cat([skills, states[:, 1:2], steps[:, None]], 1)
 
 
 def observe(n, clock):
@@ -35,6 +35,7 @@ def test_a_skill_acts_for_a_while_and_sees_every_state():
     played = torch.stack([policy.act(observe(2, step))[1] for step in range(7)])
     assert played[:, 0].tolist() == [1, 1, 1, 2, 2, 2, 3]
     assert played[:, 1].tolist() == list(range(7))
+    assert played[:, 2].tolist() == [0, 1, 2, 0, 1, 2, 0]
     states, goals, _ = recorder.calls[1]
     assert states.tolist() == [[0, 3], [1, 3]]
     assert goals.tolist() == [[7], [8]]
@@ -46,7 +47,7 @@ def test_each_environment_has_a_clock_of_its_own():
     policy.reset(torch.ones(2, dtype=torch.bool), [0, 1])
     policy.act(observe(2, 0))
     policy.reset(torch.tensor([False, True]), [0, 5])
-    assert policy.act(observe(2, 1))[:, 0].tolist() == [1, 2]
+    assert policy.act(observe(2, 1))[:, [0, 2]].tolist() == [[1, 1], [2, 0]]
     assert recorder.calls[1][0].tolist() == [[1, 1]]
     assert policy.act(observe(2, 2))[:, 0].tolist() == [1, 2]
     assert policy.act(observe(2, 3))[:, 0].tolist() == [3, 2]
