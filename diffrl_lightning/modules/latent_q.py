@@ -21,12 +21,13 @@ class LatentQ(DiffusionModule):
 
     For a chunk that took k steps from s to s', with its skill z and the candidates C(s') of the prior::
 
-        Q_i(s, z)  ->  sum_j discount^j r_j + discount^k min_l Q'_l(s', z*),
-        z* = argmax_{z' in C(s')} Q'_{1-i}(s', z')
+        Q_i(s, z)  ->  sum_j discount^j r_j + discount^k min(Q'_i(s', z*), Q'_{i-1}(s', z*)),
+        z* = argmax_{z' in C(s')} Q'_{i-1}(s', z')
 
-    and nothing follows where the episode really ended. No critic is asked about a skill that the prior
-    would not draw (batch-constrained, double Q-learning). Candidates of all chunks are drawn once,
-    before training, and held in half precision: N * num_candidates * D * 2 bytes.
+    before the first critic comes the last, and nothing follows where the episode really ended. No
+    critic is asked about a skill that the prior would not draw (batch-constrained, double Q-learning).
+    Candidates of all chunks are drawn once, before training, and held in half precision:
+    N * num_candidates * D * 2 bytes.
 
     Where the environment has a goal, the critics are told one, and the reward is 1 for each step that
     ends within ``goal_radius`` of it, whatever the data's: goals are states of the chunk's own future
@@ -42,6 +43,7 @@ class LatentQ(DiffusionModule):
         prior_ckpt: checkpoint of the LatentDiffusion.
         latent_dim: D, that of the prior.
         hidden_dim: width of the critics.
+        num_critics: K; what few of them choose differs much from run to run.
         num_candidates: M, skills that the best is taken of, in training.
         num_inference_steps: network evaluations of a candidate in training.
         max_memory_gib: most memory that candidates may take.
@@ -71,6 +73,7 @@ class LatentQ(DiffusionModule):
         prior_ckpt: str | None = None,
         latent_dim: int = 16,
         hidden_dim: int = 256,
+        num_critics: int = 2,
         num_candidates: int = 32,
         num_inference_steps: int = 5,
         max_memory_gib: float = 4.0,
@@ -86,12 +89,15 @@ class LatentQ(DiffusionModule):
         super().__init__()
         self.save_hyperparameters()
         self.check_shares(tau=tau, discount=discount)
-        if num_candidates < 1 or not 0 <= random_goals <= 1:
+        if num_critics < 1 or num_candidates < 1 or not 0 <= random_goals <= 1:
             raise InputError(
-                f"{num_candidates=} must be at least 1, {random_goals=} lie in [0, 1]."
+                f"{num_critics=} and {num_candidates=} must be at least 1, {random_goals=} lie "
+                "in [0, 1]."
             )
         self.goal_dim, self.discount = goal_dim, discount
-        self.critic = SkillCritic(observation_dim + goal_dim, latent_dim, hidden_dim=hidden_dim)
+        self.critic = SkillCritic(
+            observation_dim + goal_dim, latent_dim, hidden_dim=hidden_dim, num_heads=num_critics
+        )
         self.target_critic = EMA(self.critic, decay=1 - tau)
         self.prior: Any = None
         self._encoded: Tensor | None = None  # (N, D), and
@@ -175,11 +181,12 @@ class LatentQ(DiffusionModule):
         powers = self.discount ** torch.arange(rewards.shape[1], device=rewards.device)
         with torch.no_grad():
             following = self._states(batch["next_observations"], goals)
-            q = self._q(self.target_critic, following, candidates)  # (2, B, M)
-            best = q.flip(0).argmax(-1, keepdim=True)  # each by the other's
-            least = q.amin(0).expand_as(q).gather(-1, best)[..., 0]
+            q = self._q(self.target_critic, following, candidates)  # (K, B, M)
+            other = q.roll(1, 0)
+            best = other.argmax(-1, keepdim=True)
+            least = q.minimum(other).gather(-1, best)[..., 0]
             beyond = self.discount ** batch["steps"] * (1 - batch["terminations"])
-            target = (rewards * powers).sum(1) + beyond * least  # (2, B)
+            target = (rewards * powers).sum(1) + beyond * least  # (K, B)
         states = self._states(batch["observations"][:, 0], goals)
         found = self._q(self.critic, states, skills[:, None])[..., 0]
         loss = (found - target).square().mean(1).sum()
@@ -270,7 +277,7 @@ class LatentQ(DiffusionModule):
 
     @staticmethod
     def _q(critic: Any, states: Tensor, skills: Tensor) -> Tensor:
-        """Q (2, B, M) in full precision: small differences of large numbers."""
+        """Q (K, B, M) in full precision: small differences of large numbers."""
         with torch.autocast(states.device.type, enabled=False):
             return critic(states.float(), skills.float())
 

@@ -59,7 +59,8 @@ class Table(torch.nn.Module):
         return torch.eye(3)[PROPOSED[states.argmax(1)]]
 
 
-def test_critics_learn_what_the_table_says():
+@pytest.mark.parametrize("num_critics", [1, 2, 3])
+def test_critics_learn_what_the_table_says(num_critics):
     """Batch-constrained: state 2 proposes one skill alone, and the third one, the best, is nowhere."""
     pairs = [(s, a) for s in range(4) for a in range(3)]
     q = torch.zeros(5, 3)
@@ -70,9 +71,8 @@ def test_critics_learn_what_the_table_says():
             total = sum(DISCOUNT**j * reward for j in range(k))
             beyond = 0.0 if end else q[following, PROPOSED[following]].max()
             q[s, a] = total + DISCOUNT**k * beyond
-    module = LatentQ(
-        5, 1, horizon=3, latent_dim=3, hidden_dim=64, num_candidates=2, discount=DISCOUNT, tau=0.05
-    )
+    options = {"num_critics": num_critics, "num_candidates": 2, "discount": DISCOUNT, "tau": 0.05}
+    module = LatentQ(5, 1, horizon=3, latent_dim=3, hidden_dim=64, **options)
     module.prior = Table()
     outcomes = [leads_to(s, a) for s, a in pairs]
     steps = LENGTHS[[a for _, a in pairs]]
@@ -97,11 +97,33 @@ def test_critics_learn_what_the_table_says():
         schedule.step()
         module.target_critic.update(module.critic, step + 1)
     found = module.critic(torch.eye(5), torch.eye(3).expand(5, -1, -1))
-    expected = q[:4].expand(2, -1, -1)
+    expected = q[:4].expand(num_critics, -1, -1)
     torch.testing.assert_close(found[:, :4], expected, rtol=0.02, atol=0.02)
     chosen = module.choose(torch.eye(5)[:4], None, num_candidates=2).argmax(1)
     best = PROPOSED[:4].gather(1, q[:4].gather(1, PROPOSED[:4]).argmax(1, keepdim=True))[:, 0]
     assert torch.equal(chosen, best)
+
+
+def test_a_target_is_the_lesser_of_two_critics_at_the_best_of_the_one_before():
+    module = LatentQ(5, 1, horizon=3, latent_dim=3, num_critics=3, num_candidates=2, discount=0.5)
+    module.prior = Table()
+    known = torch.tensor([[1.0, 5.0], [4.0, 2.0], [3.0, 6.0]])  # of two candidates, by each critic
+    answers = {module.target_critic: known[:, None], module.critic: torch.zeros(3, 1, 1)}
+    module._q = lambda critic, states, skills: answers[critic]
+    batch = {
+        "observations": torch.eye(5)[:1, None].expand(-1, 3, -1),
+        "z": torch.eye(3)[:1],
+        "rewards": torch.tensor([[1.0, 2.0, 0.0]]),
+        "next_observations": torch.eye(5)[:1],
+        "terminations": torch.zeros(1),
+        "steps": torch.tensor([2.0]),
+        "chunks": torch.arange(1),
+    }
+    # The best by critics 2, 0 and 1 are the candidates 1, 1 and 0; the lesser there of critics 0 and
+    # 2, 1 and 0, 2 and 1: 5, 2 and 3. Two steps make 1 + 2 / 2 and a quarter of that.
+    targets = torch.tensor([2 + 5 / 4, 2 + 2 / 4, 2 + 3 / 4])
+    found = module.compute_loss(batch)[0]
+    torch.testing.assert_close(found, targets.square().sum())
 
 
 def test_arrivals_are_steps_that_end_at_the_goal():
@@ -155,6 +177,7 @@ def test_candidates_that_do_not_fit_are_refused(tmp_path, pendulum_file, prior_c
 @pytest.mark.parametrize(
     ("wrong", "match"),
     [
+        ({"num_critics": 0}, "num_critics"),
         ({"num_candidates": 0}, "num_candidates"),
         ({"random_goals": 1.5}, "random_goals"),
         ({"tau": 0.0}, "tau"),
