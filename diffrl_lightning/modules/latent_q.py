@@ -15,6 +15,8 @@ from diffrl_lightning.nets import EMA, SkillCritic
 from diffrl_lightning.policies import SkillPolicy
 from diffrl_lightning.types import ChunkBatch, Generators, InputError
 
+Agreement = Literal["least", "mean"]
+
 
 class LatentQ(DiffusionModule):
     """Critics of skills, which learn from the best of the skills that the prior would draw next.
@@ -213,16 +215,18 @@ class LatentQ(DiffusionModule):
         goals: Tensor | None,
         *,
         num_candidates: int = 50,
+        critics: Agreement = "least",
         choice_temperature: float = 0.0,
         generator: Generators = None,
         **sampling: Any,
     ) -> Tensor:
-        """Skills (N, D), normalised, in states (N, O) for goals (N, G), by the lesser target critic.
+        """Skills (N, D), normalised, in states (N, O) for goals (N, G), by the target critics.
 
         Keywords are those of :meth:`make_policy`.
         """
         skills = self.prior.sample_skills(states, num_candidates, generator=generator, **sampling)
-        q = self._q(self.target_critic, self._states(states, goals), skills).amin(0)
+        q = self._q(self.target_critic, self._states(states, goals), skills)
+        q = q.mean(0) if critics == "mean" else q.amin(0)
         chosen = choose(q, choice_temperature, generator)
         return skills.take_along_dim(chosen[:, None, None], 1)[:, 0]
 
@@ -231,6 +235,7 @@ class LatentQ(DiffusionModule):
         *,
         n_action_steps: int | None = None,
         num_candidates: int = 50,
+        critics: Agreement = "least",
         choice_temperature: float = 0.0,
         guidance_scale: float = 1.0,
         sampler: Sampler = "ddim",
@@ -243,6 +248,7 @@ class LatentQ(DiffusionModule):
         Args:
             n_action_steps: steps that a skill acts for, default H.
             num_candidates: skills drawn for each state, of which the critics choose one; 1 clones.
+            critics: go by the least of their values, or by the mean.
             choice_temperature: of a softmax of Q; 0 takes the best.
             guidance_scale: of the prior, classifier-free.
             sampler: how to denoise.
@@ -254,6 +260,8 @@ class LatentQ(DiffusionModule):
             raise InputError(
                 f"{num_candidates=} must be at least 1, {choice_temperature=} at least 0."
             )
+        if critics not in get_args(Agreement):
+            raise InputError(f"{critics=} is unknown: choose {', '.join(get_args(Agreement))}.")
         if sampler not in get_args(Sampler):  # the prior is not here yet before training
             raise InputError(f"{sampler=} is unknown: choose {', '.join(get_args(Sampler))}.")
         if self.prior is not None and num_inference_steps is not None:
@@ -261,6 +269,7 @@ class LatentQ(DiffusionModule):
         choose = partial(
             self.choose,
             num_candidates=num_candidates,
+            critics=critics,
             choice_temperature=choice_temperature,
             guidance_scale=guidance_scale,
             sampler=sampler,

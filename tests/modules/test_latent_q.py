@@ -126,6 +126,25 @@ def test_a_target_is_the_lesser_of_two_critics_at_the_best_of_the_one_before():
     torch.testing.assert_close(found, targets.square().sum())
 
 
+def test_skills_are_chosen_by_the_least_or_the_mean():
+    """Of two candidates the second is the better one but to one critic."""
+    module = LatentQ(5, 1, horizon=3, latent_dim=3, num_critics=3)
+    module.prior = Table()
+    module._q = lambda *_: torch.tensor([[2.0, 1.0], [2.0, 5.0], [2.0, 5.0]])[:, None]
+    state = torch.eye(5)[:1]
+    for critics, best in (("least", 0), ("mean", 1)):
+        assert module.choose(state, None, num_candidates=2, critics=critics).argmax() == best
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"critics": "most"}, {"num_candidates": 0}, {"choice_temperature": -1.0}, {"sampler": "x"}],
+)
+def test_policy_refuses(wrong):
+    with pytest.raises(InputError, match=next(iter(wrong))):
+        small().make_policy(**wrong)
+
+
 def test_arrivals_are_steps_that_end_at_the_goal():
     module = LatentQ(2, 1, goal_dim=1, horizon=4, latent_dim=4, goal_radius=0.5)
     batch = {
