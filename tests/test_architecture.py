@@ -137,13 +137,15 @@ def test_an_overlay_drops_no_keyword_of_the_policy(path):
 
 
 @pytest.mark.parametrize(
-    "role", ["Diffuser", "DecisionDiffuser", "DiffusionPolicy", "DiffusionQL", "IDQL"]
+    "role", ["Diffuser", "DecisionDiffuser", "DiffusionPolicy", "DiffusionQL", "IDQL", "LatentQ"]
 )
 def test_rows_of_comparisons_are_keywords_of_the_policy(role):
     name = re.sub("(?<=[a-z])(?=[A-Z])", "_", role).lower()
     role = getattr(diffrl_lightning, role)
     keywords = set(inspect.signature(role.make_policy).parameters)
-    for path in (ROOT / "configs" / "compare").glob(f"{name}*.yaml"):
+    paths = list((ROOT / "configs" / "compare").glob(f"{name}*.yaml"))
+    assert paths
+    for path in paths:
         for row, kwargs in yaml.safe_load(path.read_text()).items():
             assert set(kwargs) <= keywords, row
 
