@@ -18,7 +18,6 @@ from diffrl_lightning.diffusion import (
     classifier_free,
     draw,
     make_betas,
-    randn,
 )
 from diffrl_lightning.modules.base import SAME_SKILLS, DiffusionModule
 from diffrl_lightning.nets import EMA, ConditionalDenoiser, ResidualMLP
@@ -31,17 +30,15 @@ _MOST_SIGNAL = 1e-2
 _STEPS = 10  # network evaluations of a skill
 
 
-Encoded = Literal["mean", "sample"]
-
-
 class LatentDiffusion(DiffusionModule):
     """Skills given the state, diffused: p(z | s_0) with as many modes as the data have.
 
-    Learned is what the encoder of a ``LatentSkills`` finds for the data's chunks; that model is frozen,
-    and travels in this one's checkpoint. The loss has the weight min(SNR, snr_gamma) of a step, and the
-    state is dropped at random, so that guidance has an unconditional model to lead away from. Acting
-    draws a skill, which the decoder then plays; where the environment has a goal, several are drawn,
-    followed by others in thought, and the first skill of the line is played that comes closest to it.
+    Learned are the means that the encoder of a ``LatentSkills`` finds for the data's chunks; that model
+    is frozen, and travels in this one's checkpoint. The loss has the weight min(SNR, snr_gamma) of a
+    step, and the state is dropped at random, so that guidance has an unconditional model to lead away
+    from. Acting draws a skill, which the decoder then plays; where the environment has a goal, several
+    are drawn, followed by others in thought, and the first skill of the line is played that comes
+    closest to it.
 
     Args:
         observation_dim: O, taken from the data.
@@ -50,8 +47,6 @@ class LatentDiffusion(DiffusionModule):
         horizon: H, steps of a skill, taken from the data.
         skills_ckpt: checkpoint of the LatentSkills.
         latent_dim: D, that of the skills.
-        encoded: the encoder's ``mean`` for a chunk, or a ``sample``, such as the decoder has learned to
-            play. Where states tell most of a skill, means differ by less than the decoder can tell.
         hidden_dim: width of the denoiser's residual stream.
         num_blocks: its residual blocks, four times as wide inside.
         embed_dim: width of the state's embedding.
@@ -82,7 +77,6 @@ class LatentDiffusion(DiffusionModule):
         horizon: int = 10,
         skills_ckpt: str | None = None,
         latent_dim: int = 16,
-        encoded: Encoded = "mean",
         hidden_dim: int = 256,
         num_blocks: int = 3,
         embed_dim: int = 64,
@@ -110,7 +104,7 @@ class LatentDiffusion(DiffusionModule):
             )
         if snr_gamma is not None and snr_gamma <= 0:
             raise InputError(f"{snr_gamma=} must be above 0, or null for equal weights.")
-        self.latent_dim, self.encoded, self.snr_gamma = latent_dim, encoded, snr_gamma
+        self.latent_dim, self.snr_gamma = latent_dim, snr_gamma
         net = ResidualMLP(
             latent_dim, cond_dim=embed_dim, hidden_dim=hidden_dim, num_blocks=num_blocks
         )
@@ -139,7 +133,7 @@ class LatentDiffusion(DiffusionModule):
         """Take the statistics of the training chunks' skills."""
         count = datamodule.train_data.num_chunks
         rows = torch.linspace(0, count - 1, min(count, _MOST_ENCODED)).long()
-        self.latents.fit(self._encode(datamodule.train_data, rows))
+        self.latents.fit(self._means(datamodule.train_data, rows))
 
     def on_fit_start(self) -> None:
         """Encode all training chunks, once."""
@@ -151,27 +145,19 @@ class LatentDiffusion(DiffusionModule):
     def encode_all(self, data: Any, *, show_progress: bool = False) -> Tensor:
         """The skills of all chunks of a dataset (N, D), normalised."""
         rows = torch.arange(data.num_chunks)
-        return self.latents.normalize(self._encode(data, rows, show_progress=show_progress))
+        return self.latents.normalize(self._means(data, rows, show_progress=show_progress))
 
     @torch.no_grad()
-    def _encode(self, data: Any, rows: Tensor, *, show_progress: bool = False) -> Tensor:
-        """Skills (N, D) of these chunks, the same whenever they are asked for."""
+    def _means(self, data: Any, rows: Tensor, *, show_progress: bool = False) -> Tensor:
+        """Of the encoder for these chunks (N, D)."""
         silent = None if show_progress else True  # None: where no one looks
         parts = tqdm(rows.split(4096), desc="Encoding", unit="batch", leave=False, disable=silent)
-        generator = torch.Generator(self.device).manual_seed(0)
-        return torch.cat([self._skills(_moved(data[p], self.device), generator) for p in parts])
+        return torch.cat([self.skills.encode(_moved(data[p], self.device)).mean for p in parts])
 
     @torch.no_grad()
     def encode(self, batch: ChunkBatch) -> Tensor:
-        """The skills (B, D) that chunks show, normalised."""
-        return self.latents.normalize(self._skills(batch))
-
-    def _skills(self, batch: ChunkBatch, generator: Generators = None) -> Tensor:
-        found = self.skills.encode(batch)
-        if self.encoded == "mean":
-            return found.mean
-        noise = randn(found.mean.shape, generator=generator, like=found.mean)
-        return found.mean + found.std * noise
+        """The skills (B, D) that chunks show, normalised: the means of the encoder."""
+        return self.latents.normalize(self.skills.encode(batch).mean)
 
     def compute_loss(self, batch: ChunkBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Weighted squared error of the denoised skill."""

@@ -50,8 +50,6 @@ class LatentQ(DiffusionModule):
         num_inference_steps: network evaluations of a candidate in training.
         max_memory_gib: most memory that candidates may take.
         discount: of a step.
-        value_scale: what the critics' outputs are multiplied by. Small networks take many updates to
-            grow outputs as large as values are, rewards / (1 - discount).
         tau: share of the new weights that the target critics take at a step.
         goal_radius: how close to a goal counts as there.
         random_goals: share of goals that are of other chunks.
@@ -82,7 +80,6 @@ class LatentQ(DiffusionModule):
         num_inference_steps: int = 5,
         max_memory_gib: float = 4.0,
         discount: float = 0.995,
-        value_scale: float = 1.0,
         tau: float = 0.005,
         goal_radius: float = 0.45,
         random_goals: float = 0.2,
@@ -99,9 +96,7 @@ class LatentQ(DiffusionModule):
                 f"{num_critics=} and {num_candidates=} must be at least 1, {random_goals=} lie "
                 "in [0, 1]."
             )
-        if value_scale <= 0:
-            raise InputError(f"{value_scale=} must be positive.")
-        self.goal_dim, self.discount, self.value_scale = goal_dim, discount, value_scale
+        self.goal_dim, self.discount = goal_dim, discount
         self.critic = SkillCritic(
             observation_dim + goal_dim, latent_dim, hidden_dim=hidden_dim, num_heads=num_critics
         )
@@ -289,10 +284,11 @@ class LatentQ(DiffusionModule):
             n_action_steps=n_action_steps,
         )
 
-    def _q(self, critic: Any, states: Tensor, skills: Tensor) -> Tensor:
+    @staticmethod
+    def _q(critic: Any, states: Tensor, skills: Tensor) -> Tensor:
         """Q (K, B, M) in full precision: small differences of large numbers."""
         with torch.autocast(states.device.type, enabled=False):
-            return self.value_scale * critic(states.float(), skills.float())
+            return critic(states.float(), skills.float())
 
     def _states(self, states: Tensor, goals: Tensor | None) -> Tensor:
         """What the critics see (B, O + G), normalised."""

@@ -145,14 +145,6 @@ def test_policy_refuses(wrong):
         small().make_policy(**wrong)
 
 
-def test_values_are_scaled():
-    torch.manual_seed(0)
-    inputs = torch.randn(2, 5), torch.randn(2, 3, 3)
-    one, ten = (LatentQ(5, 1, horizon=3, latent_dim=3, value_scale=s) for s in (1.0, 10.0))
-    ten.load_state_dict(one.state_dict())
-    torch.testing.assert_close(ten._q(ten.critic, *inputs), 10 * one._q(one.critic, *inputs))
-
-
 def test_arrivals_are_steps_that_end_at_the_goal():
     module = LatentQ(2, 1, goal_dim=1, horizon=4, latent_dim=4, goal_radius=0.5)
     batch = {
@@ -205,7 +197,6 @@ def test_candidates_that_do_not_fit_are_refused(tmp_path, pendulum_file, prior_c
     ("wrong", "match"),
     [
         ({"num_critics": 0}, "num_critics"),
-        ({"value_scale": 0.0}, "value_scale"),
         ({"num_candidates": 0}, "num_candidates"),
         ({"random_goals": 1.5}, "random_goals"),
         ({"tau": 0.0}, "tau"),
