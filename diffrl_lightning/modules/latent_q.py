@@ -45,7 +45,7 @@ class LatentQ(DiffusionModule):
         prior_ckpt: checkpoint of the LatentDiffusion.
         latent_dim: D, that of the prior.
         hidden_dim: width of the critics.
-        num_critics: K.
+        num_critics: K, networks that estimate Q.
         num_candidates: M, skills that the best is taken of, in training.
         num_inference_steps: network evaluations of a candidate in training.
         max_memory_gib: most memory that candidates may take.
