@@ -3,8 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple, Protocol, TypedDict
+from dataclasses import dataclass, field, fields
+from typing import (
+    Any,
+    ClassVar,
+    Literal,
+    NamedTuple,
+    Protocol,
+    TypedDict,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,6 +39,68 @@ RowName = Literal["observations", "actions", "rewards", "terminations"]
 
 class InputError(ValueError):
     """Input that a user can mend: its message is one sentence that names the fix."""
+
+
+def at_least(least: float, **values: float | None) -> None:
+    """Refuse arguments below a bound, and NaN; None is one that was not given.
+
+    Raises:
+        InputError: naming the first of them.
+    """
+    for name, value in values.items():
+        if value is not None and not value >= least:
+            raise InputError(f"{name}={value} must be at least {least}.")
+
+
+def above(bound: float, **values: float | None) -> None:
+    """Refuse arguments that are not above a bound; as :func:`at_least`."""
+    for name, value in values.items():
+        if value is not None and not value > bound:
+            raise InputError(f"{name}={value} must be above {bound}.")
+
+
+def within(low: float, high: float, **values: float | None) -> None:
+    """Refuse arguments outside [low, high]; as :func:`at_least`."""
+    for name, value in values.items():
+        if value is not None and not low <= value <= high:
+            raise InputError(f"{name}={value} must lie in [{low}, {high}].")
+
+
+def one_of(choices: Sequence[Any], **values: Any) -> None:
+    """Refuse arguments that are none of these choices; None is one that was not given.
+
+    Raises:
+        InputError: naming the first of them, and the choices.
+    """
+    for name, value in values.items():
+        if value is not None and value not in choices:
+            named = ", ".join(map(str, choices))
+            raise InputError(f"{name}={value!r} is unknown: choose one of {named}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Acting:
+    """How a role acts or samples: what is chosen after training, not learned.
+
+    A role that leaves nothing to choose acts by this class itself; the others by a subclass, whose
+    fields are the choices. Literal fields are checked by their values, numbers by ``least``.
+
+    Raises:
+        InputError: if a value is unknown, out of range, or NaN.
+    """
+
+    least: ClassVar[dict[str, float]] = {}  # the least value of a field, for each class its own
+
+    def __post_init__(self) -> None:
+        hints = get_type_hints(type(self))
+        for entry in fields(self):
+            value, hint = getattr(self, entry.name), hints[entry.name]
+            if get_origin(hint) is Literal:
+                one_of(get_args(hint), **{entry.name: value})
+            for cls in type(self).__mro__:
+                bound = vars(cls).get("least", {}).get(entry.name)
+                if bound is not None:
+                    at_least(bound, **{entry.name: value})
 
 
 class TransitionBatch(TypedDict):
@@ -96,8 +170,34 @@ class Policy(Protocol):
         """Map observations (N, O) to actions (N, A)."""
 
 
+@dataclass
+class PlanSnapshot:
+    """A plan as it was made, for pictures."""
+
+    step: int  # of the episode, at which it was made
+    stride: int  # environment steps from one step of the plan to the next
+    observations: np.ndarray  # (H, O)
+    candidates: np.ndarray | None = None  # (K, H, O), the worst first: what it was chosen from
+    values: np.ndarray | None = None  # (K,), rising: what it was chosen by
+
+
+@dataclass
+class Episode:
+    """What happened in one episode."""
+
+    index: int
+    seed: int
+    start: np.ndarray = field(default_factory=lambda: np.zeros(0))  # (O,) the first observation
+    episode_return: float = 0.0
+    length: int = 0
+    success: bool | None = None  # None where the environment does not say
+    path: list[np.ndarray] = field(default_factory=list)  # observations, where they were kept
+    plans: list[np.ndarray] = field(default_factory=list)  # (H, 2) planned positions
+    snapshots: list[PlanSnapshot] = field(default_factory=list)  # where the path is kept
+
+
 class EnvSource(Protocol):
-    """A datamodule as the rollout callback and the modules see it.
+    """A datamodule as the rollout callback sees it.
 
     ``observation_dim`` counts the state alone: where environments have a goal, they append it to
     the observation, whose last ``goal_dim`` entries it is.
@@ -116,3 +216,43 @@ class EnvSource(Protocol):
 
     def make_vector_env(self, num_envs: int, asynchronous: bool = False) -> Any:
         """A ``gymnasium.vector.VectorEnv`` of evaluation environments, autoreset disabled."""
+
+
+class TrainingData(EnvSource, Protocol):
+    """A datamodule as the modules see it: all that they may ask of one.
+
+    The defaults are those of data that have nothing of the kind.
+    """
+
+    batch_type: ClassVar[type]  # of its batches: TransitionBatch, SequenceBatch, ...
+    grows: ClassVar[bool] = False  # whether it fills while an agent learns from it
+    datasets: list[str]
+    goal_dim: int = 0
+    num_origins: int = 1  # datasets of its list
+    horizon: int = 1  # steps of a window or chunk
+    stride: int = 1  # environment steps from one of them to the next
+    discount: float | None = None
+    n_steps: int = 1  # environment steps in one transition
+    rewards: str = "raw"  # how they were preprocessed
+    pad_before: int = 0  # steps before an episode that windows may begin at
+    padding: str = "none"  # what windows hold beyond an episode
+    num_goals: int = 0  # goals in hindsight of a chunk
+    context_size: int = 0  # steps of the same policy that come with a transition
+    env_id: str | None = None
+    train_data: Any = None  # datasets of whole batches
+    val_data: Any = None
+
+    def training_rows(self, name: RowName) -> tuple[Tensor, Tensor | None]:
+        """An array (M, D), and which of its rows (M,) to train on; None for all."""
+
+    def training_pairs(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """States and those after them (M, O), and which pairs (M,) to train on; None for all."""
+
+    def training_returns(self) -> Tensor:
+        """The return to go from each step to train on (M,)."""
+
+    def action_space(self) -> Any:
+        """The environment's bounds of actions, None where no environment is known."""
+
+    def check_goal_leads_state(self) -> None:
+        """Refuse an environment whose goal is not about the first entries of the state."""

@@ -15,8 +15,8 @@ from matplotlib.patches import Circle
 
 from diffrl_lightning.callbacks.rollout import Rollout
 from diffrl_lightning.callbacks.trajectory_figure import draw_imagined
-from diffrl_lightning.envs.evaluate import Episode
 from diffrl_lightning.envs.pointmaze import GOAL_RADIUS, Maze
+from diffrl_lightning.types import Episode
 
 
 class PlanFigure(pl.Callback):

@@ -13,7 +13,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
-from diffrl_lightning.envs.evaluate import Episode, PlanSnapshot
+from diffrl_lightning.types import Episode, PlanSnapshot
 
 _EXECUTED, _PLAN = "0.15", "tab:red"
 # Without its palest part, which does not show on white.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,36 +13,10 @@ import torch
 from gymnasium.vector import VectorEnv
 from torch import Tensor
 
-from diffrl_lightning.types import Policy
+from diffrl_lightning.types import Episode, PlanSnapshot, Policy
 
 _MOST_SNAPSHOTS = 12  # an episode
 _MOST_CANDIDATES = 32  # a snapshot
-
-
-@dataclass
-class PlanSnapshot:
-    """A plan as it was made, for pictures."""
-
-    step: int  # of the episode, at which it was made
-    stride: int  # environment steps from one step of the plan to the next
-    observations: np.ndarray  # (H, O)
-    candidates: np.ndarray | None = None  # (K, H, O), the worst first: what it was chosen from
-    values: np.ndarray | None = None  # (K,), rising: what it was chosen by
-
-
-@dataclass
-class Episode:
-    """What happened in one episode."""
-
-    index: int
-    seed: int
-    start: np.ndarray = field(default_factory=lambda: np.zeros(0))  # (O,) the first observation
-    episode_return: float = 0.0
-    length: int = 0
-    success: bool | None = None  # None where the environment does not say
-    path: list[np.ndarray] = field(default_factory=list)  # observations, where they were kept
-    plans: list[np.ndarray] = field(default_factory=list)  # (H, 2) planned positions
-    snapshots: list[PlanSnapshot] = field(default_factory=list)  # where the path is kept
 
 
 @dataclass
