@@ -66,6 +66,20 @@ def within(low: float, high: float, **values: float | None) -> None:
             raise InputError(f"{name}={value} must lie in [{low}, {high}].")
 
 
+def between(low: float, high: float, **values: float | None) -> None:
+    """Refuse arguments outside (low, high); as :func:`at_least`."""
+    for name, value in values.items():
+        if value is not None and not low < value < high:
+            raise InputError(f"{name}={value} must lie in ({low}, {high}).")
+
+
+def shares(**values: float | None) -> None:
+    """Refuse arguments outside (0, 1], such as discounts and target rates; as :func:`at_least`."""
+    for name, value in values.items():
+        if value is not None and not 0 < value <= 1:
+            raise InputError(f"{name}={value} must lie in (0, 1].")
+
+
 def one_of(choices: Sequence[Any], **values: Any) -> None:
     """Refuse arguments that are none of these choices; None is one that was not given.
 

@@ -1,7 +1,7 @@
 """The mathematics of diffusion: schedules, process, samplers, guidance, constraints."""
 
 from diffrl_lightning.diffusion.constraints import Inpaint, inpaint
-from diffrl_lightning.diffusion.draw import Sampler, check_sampling, draw
+from diffrl_lightning.diffusion.draw import Sampler, Sampling, draw
 from diffrl_lightning.diffusion.edm import EDM, heun_sample, heun_steps
 from diffrl_lightning.diffusion.gaussian import GaussianDiffusion, PredictionType
 from diffrl_lightning.diffusion.guidance import classifier_free, compose, value_guided
@@ -31,8 +31,8 @@ __all__ = [
     "PolicyGuided",
     "PredictionType",
     "Sampler",
+    "Sampling",
     "ScoreFn",
-    "check_sampling",
     "choose",
     "classifier_free",
     "compose",

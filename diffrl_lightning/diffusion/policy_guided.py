@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from diffrl_lightning.diffusion.gaussian import GaussianDiffusion
 from diffrl_lightning.diffusion.noise import randn
-from diffrl_lightning.diffusion.samplers import inference_timesteps
 from diffrl_lightning.types import Generators
 
 ScoreFn = Callable[[Tensor, Tensor], Tensor]
@@ -31,7 +30,7 @@ class PolicyGuided:
         score: gradient of the policy's log density.
         step_size: of a step along it; 0 leaves the actions to their noise.
         within: keeps actions near the policy, ``x0, actions -> actions``; default anywhere.
-        num_inference_steps: as the sampler has it.
+        timesteps: those of the sampler, descending.
         generator: source of noise, one for all or one a row.
     """
 
@@ -43,15 +42,14 @@ class PolicyGuided:
         *,
         score: ScoreFn,
         step_size: float | Tensor,
+        timesteps: Sequence[int],
         within: ScoreFn | None = None,
-        num_inference_steps: int | None = None,
         generator: Generators = None,
     ) -> None:
         self.denoise, self.diffusion, self.actions = denoise, diffusion, actions
         self.score, self.step_size, self.within = score, step_size, within
         self.generator = generator
-        steps = inference_timesteps(diffusion.num_train_timesteps, num_inference_steps)
-        self._steps = iter(zip(steps, [*steps[1:], -1], strict=True))
+        self._steps = iter(zip(timesteps, [*timesteps[1:], -1], strict=True))
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         """The predicted clean trajectory (B, H, D) of the sampler's next step."""

@@ -3,9 +3,9 @@
 Every sampler is a free function of a diffusion, a denoising function and a start ``x`` (B, *S), and
 takes the same keywords:
 
-* ``num_inference_steps``: network evaluations, at most T (default: T). They are spaced so that
-  the last one lands on the clean sample: none is spent on a sample that is clean already.
-* ``skip_steps``: begin this many evaluations late, from an ``x`` noised to that level (a warm start).
+* ``timesteps``: the steps to evaluate the network at, descending (:func:`inference_timesteps`;
+  default all T); a warm start leaves out the first ones, and its ``x`` is noised to the level of the
+  first that is left.
 * ``constraint``: applied to x_T, after ``pre_step``, and after every denoising step.
 * ``clip``: bound of the x0 estimate's absolute value.
 * ``pre_step``: hook ``(x, t) -> x`` before every evaluation, as value guidance needs it.
@@ -17,7 +17,7 @@ takes the same keywords:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -33,7 +33,9 @@ _Update = Callable[[Tensor, Tensor, int, int], Tensor]  # x_t, estimate of x0, t
 
 
 def inference_timesteps(num_train_timesteps: int, num_inference_steps: int | None) -> list[int]:
-    """The steps a sampler visits, descending from T-1 ("trailing" spacing, Lin et al. 2024).
+    """So many steps of T, descending from T-1 ("trailing" spacing, Lin et al. 2024); None for all.
+
+    The last evaluation lands on the clean sample: none is spent on a sample that is clean already.
 
     Raises:
         InputError: if more steps are asked for than the diffusion has.
@@ -53,13 +55,12 @@ def ddpm_sample(
     denoise: DenoiseFn,
     x: Tensor,
     *,
-    num_inference_steps: int | None = None,
+    timesteps: Sequence[int] | None = None,
     variance: Literal["posterior", "beta"] = "posterior",
     temperature: float = 1.0,
     constraint: Constraint | None = None,
     clip: float | None = None,
     pre_step: PreStep | None = None,
-    skip_steps: int = 0,
     generator: Generators = None,
     differentiable: bool = False,
 ) -> Tensor:
@@ -69,13 +70,12 @@ def ddpm_sample(
         diffusion: the process; see the module for the arguments that all samplers share.
         denoise: the network with its conditions bound.
         x: start (B, *S), standard normal.
-        num_inference_steps: network evaluations.
+        timesteps: steps to visit.
         variance: of each step, that of the posterior, or beta (Ho et al. 2020, section 3.2).
         temperature: factor of the noise's standard deviation.
         constraint: known entries.
         clip: bound of the x0 estimate.
         pre_step: hook before every evaluation.
-        skip_steps: evaluations to leave out at the start.
         generator: source of noise.
         differentiable: keep the graph.
     """
@@ -88,9 +88,8 @@ def ddpm_sample(
             _, var = diffusion.step(t, s, x.ndim)
         return mean + temperature * var.sqrt() * randn(x.shape, generator=generator, like=x)
 
-    steps = inference_timesteps(diffusion.num_train_timesteps, num_inference_steps)[skip_steps:]
     with torch.set_grad_enabled(differentiable and torch.is_grad_enabled()):
-        return _reverse(diffusion, denoise, x, steps, update, constraint, clip, pre_step)
+        return _reverse(diffusion, denoise, x, timesteps, update, constraint, clip, pre_step)
 
 
 def ddim_sample(
@@ -98,13 +97,12 @@ def ddim_sample(
     denoise: DenoiseFn,
     x: Tensor,
     *,
-    num_inference_steps: int | None = None,
+    timesteps: Sequence[int] | None = None,
     eta: float = 0.0,
     temperature: float = 1.0,
     constraint: Constraint | None = None,
     clip: float | None = None,
     pre_step: PreStep | None = None,
-    skip_steps: int = 0,
     generator: Generators = None,
     differentiable: bool = False,
 ) -> Tensor:
@@ -114,13 +112,12 @@ def ddim_sample(
         diffusion: the process; see the module for the arguments that all samplers share.
         denoise: the network with its conditions bound.
         x: start (B, *S), standard normal.
-        num_inference_steps: network evaluations.
+        timesteps: steps to visit.
         eta: share of the posterior's standard deviation that is added as noise.
         temperature: factor of the noise's standard deviation.
         constraint: known entries.
         clip: bound of the x0 estimate; the noise estimate follows it.
         pre_step: hook before every evaluation.
-        skip_steps: evaluations to leave out at the start.
         generator: source of noise.
         differentiable: keep the graph.
     """
@@ -139,9 +136,8 @@ def ddim_sample(
         noise = temperature * sigma * randn(x.shape, generator=generator, like=x)
         return signal_s * x0 + direction * eps + noise
 
-    steps = inference_timesteps(diffusion.num_train_timesteps, num_inference_steps)[skip_steps:]
     with torch.set_grad_enabled(differentiable and torch.is_grad_enabled()):
-        return _reverse(diffusion, denoise, x, steps, update, constraint, clip, pre_step)
+        return _reverse(diffusion, denoise, x, timesteps, update, constraint, clip, pre_step)
 
 
 def dpmpp_sample(
@@ -149,11 +145,10 @@ def dpmpp_sample(
     denoise: DenoiseFn,
     x: Tensor,
     *,
-    num_inference_steps: int | None = None,
+    timesteps: Sequence[int] | None = None,
     constraint: Constraint | None = None,
     clip: float | None = None,
     pre_step: PreStep | None = None,
-    skip_steps: int = 0,
     differentiable: bool = False,
 ) -> Tensor:
     """DPM-Solver++(2M) (Lu et al. 2022, algorithm 2): second order, deterministic.
@@ -165,11 +160,10 @@ def dpmpp_sample(
         diffusion: the process; see the module for the arguments that all samplers share.
         denoise: the network with its conditions bound.
         x: start (B, *S), standard normal.
-        num_inference_steps: network evaluations.
+        timesteps: steps to visit.
         constraint: known entries.
         clip: bound of the x0 estimate.
         pre_step: hook before every evaluation.
-        skip_steps: evaluations to leave out at the start.
         differentiable: keep the graph.
     """
     previous: tuple[Tensor, Tensor] | None = None  # the last estimate of x0, and its log-SNR
@@ -188,22 +182,22 @@ def dpmpp_sample(
         decay = (noise_s / signal_s) * (signal_t / noise_t)  # exp(-h), 0 at the last step
         return (noise_s / noise_t) * x - signal_s * (decay - 1) * estimate
 
-    steps = inference_timesteps(diffusion.num_train_timesteps, num_inference_steps)[skip_steps:]
     with torch.set_grad_enabled(differentiable and torch.is_grad_enabled()):
-        return _reverse(diffusion, denoise, x, steps, update, constraint, clip, pre_step)
+        return _reverse(diffusion, denoise, x, timesteps, update, constraint, clip, pre_step)
 
 
 def _reverse(
     diffusion: GaussianDiffusion,
     denoise: DenoiseFn,
     x: Tensor,
-    steps: list[int],
+    timesteps: Sequence[int] | None,
     update: _Update,
     constraint: Constraint | None,
     clip: float | None,
     pre_step: PreStep | None,
 ) -> Tensor:
-    """Run the reverse chain over ``steps`` and then to the clean sample."""
+    """Run the reverse chain over some steps and then to the clean sample."""
+    steps = range(diffusion.num_train_timesteps)[::-1] if timesteps is None else timesteps
     keep = constraint or (lambda x: x)
     x = keep(x)
     for step, next_step in zip(steps, [*steps[1:], -1], strict=True):
