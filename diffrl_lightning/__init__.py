@@ -1,4 +1,4 @@
-"""Diffusion models for reinforcement learning, every role on one DDPM backbone.
+"""Diffusion models for reinforcement learning, every role on one backbone.
 
 All classes that a configuration may name are here, so that YAML says ``class_path: Diffuser``.
 """
@@ -13,64 +13,28 @@ from diffrl_lightning.callbacks import (
     SkillFigure,
 )
 from diffrl_lightning.data import ChunkData, FutureData, OnlineData, SequenceData, TransitionData
-from diffrl_lightning.modules import (
-    IDQL,
-    TD3BC,
-    BehaviourCloning,
-    DataSynthesizer,
-    DecisionDiffuser,
-    DiffusedValue,
-    Diffuser,
-    DiffusionDynamics,
-    DiffusionModule,
-    DiffusionPolicy,
-    DiffusionQL,
-    DynamicsAgent,
-    EnsembleDynamics,
-    LatentDiffusion,
-    LatentQ,
-    LatentSkills,
-    RelativeReward,
-    TrajectorySynthesizer,
-    TrajectoryValue,
-    ValuePolicy,
-)
-from diffrl_lightning.types import InputError
+from diffrl_lightning.diffusion import Sampling
+from diffrl_lightning.modules import *  # noqa: F403
+from diffrl_lightning.modules import __all__ as _roles
+from diffrl_lightning.types import Acting, InputError
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "IDQL",
-    "TD3BC",
-    "BehaviourCloning",
+    "Acting",
     "ChunkData",
     "Collect",
-    "DataSynthesizer",
-    "DecisionDiffuser",
-    "DiffusedValue",
-    "Diffuser",
-    "DiffusionDynamics",
-    "DiffusionModule",
-    "DiffusionPolicy",
-    "DiffusionQL",
-    "DynamicsAgent",
-    "EnsembleDynamics",
     "FutureData",
     "InputError",
-    "LatentDiffusion",
-    "LatentQ",
-    "LatentSkills",
     "MazeMap",
     "OnlineData",
     "PlanFigure",
-    "RelativeReward",
     "Rollout",
     "SampleReport",
     "SampleWriter",
+    "Sampling",
     "SequenceData",
     "SkillFigure",
-    "TrajectorySynthesizer",
-    "TrajectoryValue",
     "TransitionData",
-    "ValuePolicy",
+    *_roles,
 ]

@@ -84,7 +84,7 @@ def test_roles_never_import_roles():
 
 
 @pytest.mark.parametrize(
-    "name", [n for n in diffrl_lightning.__all__ if n not in ("InputError", "DiffusionModule")]
+    "name", [n for n in diffrl_lightning.__all__ if n not in ("InputError", "Role")]
 )
 def test_constructors_take_plain_values_that_are_documented(name):
     """Scalars, tuples and Literals: the one style whose checkpoints reload everywhere."""

@@ -16,7 +16,7 @@ from diffrl_lightning import (
     BehaviourCloning,
     DecisionDiffuser,
     DiffusedValue,
-    DiffusionModule,
+    Role,
     DiffusionPolicy,
     DiffusionQL,
     DynamicsAgent,
@@ -75,7 +75,7 @@ def test_test_command_repeats_the_figures(run, tmp_path, pendulum_file):
 
 
 def test_a_checkpoint_alone_acts(run):
-    module = DiffusionModule.load_from_checkpoint(run / "checkpoints" / "last.ckpt")
+    module = Role.load_from_checkpoint(run / "checkpoints" / "last.ckpt")
     assert type(module).__name__ == "Diffuser"
     action = module.make_policy(execute="actions").act(torch.zeros(2, 3))
     assert action.shape == (2, 1)
@@ -92,7 +92,7 @@ def value(tmp_path_factory, pendulum_file):
 
 
 def test_a_value_goes_round(value):
-    module = DiffusionModule.load_from_checkpoint(value)
+    module = Role.load_from_checkpoint(value)
     assert isinstance(module, TrajectoryValue)
     assert module.value(torch.zeros(2, 8, 4), torch.tensor([-1, 7])).shape == (2,)
 
@@ -112,7 +112,7 @@ def test_judges_go_round(role, tmp_path, monkeypatch, pendulum_file):
     main([*args, "--trainer.max_steps=45", f"--ckpt_path={CHECKPOINTS / 'last.ckpt'}"])
     for file in elsewhere.glob("*.ckpt"):
         file.unlink()  # and is needed no more
-    module = DiffusionModule.load_from_checkpoint(CHECKPOINTS / "best.ckpt")
+    module = Role.load_from_checkpoint(CHECKPOINTS / "best.ckpt")
     assert isinstance(module, role)
     if role is DiffusedValue:
         values, errors = module.values(torch.zeros(2, 3), torch.zeros(2, 1))
@@ -182,7 +182,7 @@ def test_roles_go_round(role, tmp_path, monkeypatch, pendulum_file):
     assert found["return_mean"] == expected["return_mean"]
     steps = torch.load(checkpoint, weights_only=True)["global_step"]
     assert found["global_step"] == expected["global_step"] == steps > 0
-    module = DiffusionModule.load_from_checkpoint(checkpoint)
+    module = Role.load_from_checkpoint(checkpoint)
     assert isinstance(module, role)
     assert module.make_policy().act(torch.zeros(2, 3)).shape == (2, 1)
 
@@ -389,7 +389,7 @@ def test_bad_checkpoints(run, tmp_path, monkeypatch, capsys, pendulum_file):
         ("evil.ckpt", "pickled objects"),
     ):
         with pytest.raises(ValueError, match=message):
-            DiffusionModule.load_from_checkpoint(tmp_path / name)
+            Role.load_from_checkpoint(tmp_path / name)
 
 
 class Evil:

@@ -11,7 +11,7 @@ from modules.role_tester import saved
 from diffrl_lightning import (
     BehaviourCloning,
     ChunkData,
-    DiffusionModule,
+    Role,
     EnsembleDynamics,
     InputError,
     SequenceData,
@@ -39,7 +39,7 @@ def test_errors_are_in_standard_deviations(tmp_path, monkeypatch, pendulum_file)
             row = (real["observations"][None, :, 0] == states[:, None]).all(-1).float().argmax(1)
             return Imagined(real["observations"][row] + off * scale, actions, None, None)
 
-    monkeypatch.setattr(DiffusionModule, "load_from_checkpoint", lambda path: Clairvoyant())
+    monkeypatch.setattr(Role, "load_from_checkpoint", lambda path: Clairvoyant())
     found = dynamics_error(
         str(pendulum_file),
         {"exact": "a.ckpt", "off": "b.ckpt"},

@@ -7,7 +7,7 @@ import pytest
 import torch
 from modules.role_tester import saved
 
-from diffrl_lightning import DiffusionModule, DynamicsAgent, EnsembleDynamics, InputError
+from diffrl_lightning import Role, DynamicsAgent, EnsembleDynamics, InputError
 from diffrl_lightning.imagination_error import _played, imagination_error
 from diffrl_lightning.types import Imagined
 
@@ -33,7 +33,7 @@ def test_a_simulator_is_not_off(tmp_path, monkeypatch):
     sizes = {"dim": 8, "depth": 1, "policy_dim": 8, "num_train_timesteps": 4}
     module = Simulating(4, 1, horizon=5, **sizes)
     module.trajectory.observations.std.copy_(torch.tensor([0.1, 0.2, 0.3, 0.4]))
-    monkeypatch.setattr(DiffusionModule, "load_from_checkpoint", lambda path: module)
+    monkeypatch.setattr(Role, "load_from_checkpoint", lambda path: module)
     output = tmp_path / "errors"
     found = imagination_error("InvertedPendulum-v5", "a.ckpt", output=str(output), **SMALL)
     assert list(found) == ["1", "2", "4"]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from modules.role_tester import saved
 
-from diffrl_lightning import BehaviourCloning, DiffusionModule, InputError, LatentSkills
+from diffrl_lightning import BehaviourCloning, Role, InputError, LatentSkills
 from diffrl_lightning.nets import Normal
 from diffrl_lightning.skill_error import skill_error
 
@@ -31,7 +31,7 @@ class Recorded(LatentSkills):
 
 def test_a_skill_that_is_its_actions_repeats_the_chunk(tmp_path, monkeypatch):
     module = Recorded(4, 2, 2, horizon=6, hidden_dim=8, num_layers=1)
-    monkeypatch.setattr(DiffusionModule, "load_from_checkpoint", lambda path: module)
+    monkeypatch.setattr(Role, "load_from_checkpoint", lambda path: module)
     output = tmp_path / "errors"
     found = skill_error("pointmaze/umaze", "a.ckpt", num_chunks=40, data=MAZE, output=str(output))
     assert found["skill"]["horizons"] == [1, 2, 5, 6]

@@ -7,7 +7,7 @@ import pytest
 from conftest import write_d4rl
 from modules.role_tester import saved
 
-from diffrl_lightning import BehaviourCloning, DiffusedValue, DiffusionModule, InputError
+from diffrl_lightning import BehaviourCloning, DiffusedValue, Role, InputError
 from diffrl_lightning.value_ranks import value_ranks
 
 SMALL = {"hidden_dim": 8, "num_blocks": 1, "embed_dim": 8, "num_train_timesteps": 4}
@@ -28,7 +28,7 @@ class Reward:
 
 def test_a_value_is_held_against_the_returns(tmp_path, monkeypatch, pendulum_file):
     value = Reward()
-    monkeypatch.setattr(DiffusionModule, "load_from_checkpoint", lambda path: value)
+    monkeypatch.setattr(Role, "load_from_checkpoint", lambda path: value)
     options = {"data": {"val_fraction": 0.3}, "output": str(tmp_path / "ranks")}
     found = value_ranks(str(pendulum_file), "x.ckpt", num_states=50, regression_steps=20, **options)
     assert set(found) == {"V", "regression of the return", "reward of the step"}
@@ -50,7 +50,7 @@ def test_correlations_are_spearmans(tmp_path, monkeypatch):
         terminals=np.zeros(1000, bool),
     )  # fmt: skip
     value = Reward()
-    monkeypatch.setattr(DiffusionModule, "load_from_checkpoint", lambda path: value)
+    monkeypatch.setattr(Role, "load_from_checkpoint", lambda path: value)
     found = value_ranks(
         str(path), "x.ckpt", regression_steps=300, data={"val_fraction": 0.5},
         output=str(tmp_path / "ranks"),

@@ -17,7 +17,7 @@ from modules.role_tester import quiet_trainer, ready
 
 from diffrl_lightning import (
     DataSynthesizer,
-    DiffusionModule,
+    Role,
     InputError,
     SampleWriter,
     SequenceData,
@@ -85,7 +85,7 @@ def test_a_file_that_everyone_reads(tmp_path, monkeypatch, pendulum_file, checkp
         np.testing.assert_array_equal(batch[name], arrays[name])
     np.testing.assert_array_equal(batch["terminations"], arrays["terminals"])
 
-    module = DiffusionModule.load_from_checkpoint(checkpoint)
+    module = Role.load_from_checkpoint(checkpoint)
     entropy = int(np.random.SeedSequence([3, 2]).generate_state(1)[0])
     last = module.sample(50, generator=torch.Generator().manual_seed(entropy))
     np.testing.assert_array_equal(arrays["observations"][200:], last["observations"])
@@ -207,7 +207,7 @@ def test_bad_input(tmp_path, kwargs, message):
 
 
 def test_values_that_are_not_finite_are_refused(tmp_path, checkpoint):
-    module = DiffusionModule.load_from_checkpoint(checkpoint)
+    module = Role.load_from_checkpoint(checkpoint)
     torch.nn.init.constant_(module.ema.net.last.bias, torch.nan)
     writer = SampleWriter(str(tmp_path / "new.hdf5"), num_samples=5)
     with pytest.raises(InputError, match="are NaN or infinite"):

@@ -52,7 +52,7 @@ def train(module, next_batch, *, steps, lr):
         loss.backward()
         optimizer.step()
         schedule.step()
-        for ema, net in module.averaged():
+        for ema, net in module.ema_pairs():
             ema.update(net, step + 1)
     return module.eval()
 

@@ -343,7 +343,7 @@ def test_values_of_other_data_or_none_are_refused(guided, tmp_path):
 def test_a_value_of_a_lower_precision_fits(guided, tmp_path):
     """As bf16-true trains it, its statistics included."""
     module, _, path, _ = guided
-    value = DiffusionModule.load_from_checkpoint(path).to(torch.bfloat16)
+    value = Role.load_from_checkpoint(path).to(torch.bfloat16)
     plan = make_plan(module, value_ckpt=saved(value, tmp_path / "low.ckpt"), num_candidates=2)
     assert plan.values.dtype == torch.float32
 

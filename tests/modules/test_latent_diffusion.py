@@ -41,8 +41,8 @@ def test_the_skills_travel_in_the_checkpoint_and_stay_as_they_are(
     quiet_trainer(tmp_path, max_steps=3).fit(module, data)
     assert module.training
     assert not module.skills.training
-    expected = DiffusionModule.load_from_checkpoint(skills_ckpt).state_dict()
-    found = DiffusionModule.load_from_checkpoint(saved(module, tmp_path / "a.ckpt")).skills
+    expected = Role.load_from_checkpoint(skills_ckpt).state_dict()
+    found = Role.load_from_checkpoint(saved(module, tmp_path / "a.ckpt")).skills
     assert not found.training
     assert not any(p.requires_grad for p in found.parameters())
     for name, value in expected.items():

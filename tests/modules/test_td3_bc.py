@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn.functional import mse_loss
 
-from diffrl_lightning import TD3BC, InputError, TransitionData
+from diffrl_lightning import TD3BC, Acting, InputError, TransitionData
 from modules.role_tester import check_role, quiet_trainer, ready, transitions, units_do_not_matter
 
 SMALL = {"hidden_dim": 16}
@@ -113,7 +113,9 @@ def test_the_actor_climbs_one_critic_over_the_size_of_its_values():
 
 def test_units():
     module = small(policy_delay=1)
-    units_do_not_matter(module, transitions(), decide=module.decide)
+    units_do_not_matter(
+        module, transitions(), decide=lambda states: module.decide(states, Acting())
+    )
 
 
 @pytest.mark.parametrize(
