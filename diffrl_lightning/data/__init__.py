@@ -2,12 +2,12 @@
 
 from diffrl_lightning.data.base import OfflineData
 from diffrl_lightning.data.chunks import ChunkData, Chunks
-from diffrl_lightning.data.datamodule import SequenceData, TransitionData
-from diffrl_lightning.data.datasets import Transitions, Windows
 from diffrl_lightning.data.episodes import Episodes
 from diffrl_lightning.data.futures import FutureData, Futures
 from diffrl_lightning.data.online import ChunkBuffer, OnlineData
 from diffrl_lightning.data.replay import ReplayData, TransitionBuffer
+from diffrl_lightning.data.transitions import TransitionData, Transitions
+from diffrl_lightning.data.windows import SequenceData, Windows
 
 __all__ = [
     "ChunkBuffer",

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from diffrl_lightning.data import sources
 from diffrl_lightning.data.episodes import Episodes, concatenate
 from diffrl_lightning.data.sampler import BatchSampler, ResumableLoader
+from diffrl_lightning.data.sources.base import SourceOptions, as_list
 from diffrl_lightning.envs.make import EnvConfig, layout, layout_dims
 from diffrl_lightning.types import InputError, RowName
 
@@ -74,14 +75,14 @@ class OfflineData(pl.LightningDataModule, ABC):
             raise InputError(f"{train_fraction=} must lie in (0, 1].")
         if ref_scores is not None and not ref_scores[0] < ref_scores[1]:
             raise InputError(f"{ref_scores=} must be a lower and a higher return.")
-        self.datasets = sources.as_list(dataset)
+        self.datasets = as_list(dataset)
         self.batch_size, self.seed = batch_size, seed
         self.val_fraction, self.train_fraction = val_fraction, train_fraction
         self.join_episodes, self.pin_memory = join_episodes, pin_memory
         self._ref_scores = ref_scores
         self.horizon = self.stride = 1
         self.num_origins = len(self.datasets)
-        self.options = sources.SourceOptions(
+        self.options = SourceOptions(
             env_id=env_id,
             env_kwargs=env_kwargs or {},
             observation_keys=tuple(observation_keys) if observation_keys else None,

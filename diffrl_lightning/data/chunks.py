@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from diffrl_lightning.data.base import OfflineData
-from diffrl_lightning.data.datasets import RewardKind, Windows, reward_map
 from diffrl_lightning.data.episodes import Episodes
 from diffrl_lightning.data.futures import cut_geometric
+from diffrl_lightning.data.transitions import RewardKind, reward_map
+from diffrl_lightning.data.windows import Windows
 from diffrl_lightning.types import ChunkBatch, InputError
 
 

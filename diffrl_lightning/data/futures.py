@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from diffrl_lightning.data.base import OfflineData
-from diffrl_lightning.data.datasets import Transitions
 from diffrl_lightning.data.episodes import Episodes
+from diffrl_lightning.data.transitions import Transitions
 from diffrl_lightning.types import FutureBatch, InputError
 
 _GOLDEN = (math.sqrt(5) - 1) / 2  # multiples of it fill the unit interval evenly

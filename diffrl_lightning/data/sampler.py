@@ -10,6 +10,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler
 
+from diffrl_lightning.data.episodes import Episodes
+from diffrl_lightning.types import InputError
+
 
 class BatchSampler(DistributedSampler):
     """Yields index tensors (B,), each this process's share of a batch of ``B * num_replicas``.
@@ -83,3 +86,44 @@ class ResumableLoader(DataLoader):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Nothing to take."""
+
+
+class Starts:
+    """The i-th usable step of some episodes, found by bisection: no array with an entry a step."""
+
+    def __init__(
+        self,
+        episodes: Episodes,
+        usable: np.ndarray,
+        which: np.ndarray | None,
+        first: int = 0,
+        repeats: int = 1,
+    ) -> None:
+        """Every episode once, and the ``first`` steps of each ``repeats - 1`` times more."""
+        which = np.arange(len(episodes)) if which is None else np.asarray(which)
+        counts = [usable[which], *[np.minimum(usable[which], first)] * (repeats - 1)]
+        ends, which = np.cumsum(np.concatenate(counts)), np.tile(which, repeats)
+        self.ends = torch.from_numpy(ends)
+        self.shift = torch.from_numpy(episodes.offsets[which] - ends + np.concatenate(counts))
+        self.which = torch.from_numpy(which)
+
+    def __len__(self) -> int:
+        return int(self.ends[-1])
+
+    def __call__(self, index: int | Tensor) -> tuple[Tensor, Tensor]:
+        """Rows of the steps, and their episodes."""
+        index = torch.as_tensor(index)
+        entry = torch.searchsorted(self.ends, index, right=True)
+        return index + self.shift[entry], self.which[entry]
+
+
+def lengths_observed(episodes: Episodes) -> np.ndarray:
+    """Steps (E,) whose next observation was recorded, or after which the episode really ended."""
+    ended = episodes.terminations[episodes.offsets[1:] - 1]
+    return episodes.lengths - ~(episodes.final_observed | ended)
+
+
+def check_starts(start_steps: int, start_repeats: int) -> None:
+    """Refuse arguments of :class:`Starts`."""
+    if start_steps < 0 or start_repeats < 1:
+        raise InputError(f"{start_steps=} must be at least 0, {start_repeats=} at least 1.")

@@ -16,8 +16,8 @@ from minari.data_collector import EpisodeBuffer
 from minari.storage.datasets_root_dir import get_dataset_path
 from tqdm.auto import tqdm
 
-from diffrl_lightning.data import minari_source
 from diffrl_lightning.data.episodes import Episodes
+from diffrl_lightning.data.sources import minari
 from diffrl_lightning.types import InputError
 
 _MINARI_ID = re.compile(r"(?:[\w-]+/)*[\w-]+-v\d+")
@@ -39,7 +39,7 @@ def check_output(output: str, num_samples: int) -> None:
             f"{output!r} is neither a file that ends in .hdf5 nor a Minari id such as "
             "synthetic/hopper-v0: correct synthesis.output."
         )
-    if minari_source.is_local(output):
+    if minari.is_local(output):
         raise InputError(f"The Minari dataset {output!r} is there already: write another one.")
     if num_samples > _MINARI_LIMIT:
         raise InputError(
@@ -168,7 +168,7 @@ def _write_minari(
             "give the data that the model was trained on, or write a file that ends in .hdf5."
         )
     low, high = source.ref_scores or (None, None)
-    minari_source.write(
+    minari.write(
         dataset,
         _episodes(shards),
         env=env,

@@ -9,9 +9,9 @@ import torch
 from test_episodes import make
 
 from diffrl_lightning.data import Futures, Transitions, Windows
-from diffrl_lightning.data.datasets import reward_map
 from diffrl_lightning.data.episodes import concatenate
 from diffrl_lightning.data.sampler import BatchSampler
+from diffrl_lightning.data.transitions import reward_map
 from diffrl_lightning.types import InputError
 
 

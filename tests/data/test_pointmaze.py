@@ -7,7 +7,8 @@ import torch
 
 pytest.importorskip("gymnasium_robotics")
 
-from diffrl_lightning.data import SequenceData, pointmaze
+from diffrl_lightning.data import SequenceData
+from diffrl_lightning.data.sources import pointmaze
 from diffrl_lightning.envs.make import EnvConfig
 from diffrl_lightning.envs.pointmaze import Maze
 from diffrl_lightning.types import InputError

@@ -9,8 +9,9 @@ import torch
 from conftest import write_d4rl
 from minari.data_collector import EpisodeBuffer
 
-from diffrl_lightning.data import SequenceData, TransitionData, Transitions, minari_source, sources
+from diffrl_lightning.data import SequenceData, TransitionData, Transitions, sources
 from diffrl_lightning.data.sources import SourceOptions
+from diffrl_lightning.data.sources import minari as minari_source
 from diffrl_lightning.types import InputError
 
 OPTIONS = SourceOptions()

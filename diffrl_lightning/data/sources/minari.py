@@ -20,8 +20,8 @@ from minari.storage.datasets_root_dir import get_dataset_path
 from tqdm.auto import tqdm
 
 from diffrl_lightning.data.episodes import Episodes
-from diffrl_lightning.data.scores import d4rl_reference
-from diffrl_lightning.data.sources import DatasetInfo, SourceOptions
+from diffrl_lightning.data.sources.base import DatasetInfo, SourceOptions
+from diffrl_lightning.data.sources.scores import d4rl_reference
 from diffrl_lightning.envs.make import layout, layout_dims
 from diffrl_lightning.types import InputError
 

@@ -11,9 +11,9 @@ import numpy as np
 from minari.data_collector import EpisodeBuffer
 from tqdm.auto import tqdm
 
-from diffrl_lightning.data import minari_source
 from diffrl_lightning.data.episodes import Episodes
-from diffrl_lightning.data.sources import DatasetInfo, SourceOptions
+from diffrl_lightning.data.sources import minari
+from diffrl_lightning.data.sources.base import DatasetInfo, SourceOptions
 from diffrl_lightning.envs.evaluate import RandomPolicy, evaluate
 from diffrl_lightning.envs.make import EnvConfig, import_plugins, layout, layout_dims
 from diffrl_lightning.envs.pointmaze import (
@@ -63,9 +63,9 @@ def describe(dataset: str, options: SourceOptions) -> DatasetInfo:
         env_kwargs=config.kwargs,
     )
     stored = minari_id(dataset)
-    if not minari_source.is_local(stored):
+    if not minari.is_local(stored):
         return info
-    found = minari_source.describe(stored, SourceOptions())
+    found = minari.describe(stored, SourceOptions())
     if found.env_kwargs.get("maze_map") != config.kwargs["maze_map"]:
         raise InputError(
             f"The stored dataset {stored!r} is of another maze: choose another name, or delete it."
@@ -84,7 +84,7 @@ def describe(dataset: str, options: SourceOptions) -> DatasetInfo:
 
 def prepare(dataset: str, options: SourceOptions) -> None:
     """Generate the dataset where it is not on disk."""
-    if not minari_source.is_local(minari_id(dataset)):
+    if not minari.is_local(minari_id(dataset)):
         generate(
             dataset,
             num_steps=options.num_steps or _DEFAULT_STEPS,
@@ -95,7 +95,7 @@ def prepare(dataset: str, options: SourceOptions) -> None:
 
 def load(dataset: str, options: SourceOptions) -> Episodes:
     """All episodes, each with its own goal."""
-    return minari_source.load(minari_id(dataset), options)
+    return minari.load(minari_id(dataset), options)
 
 
 def generate(
@@ -131,7 +131,7 @@ def generate(
     """
     config = _evaluation_env(dataset, SourceOptions(env_id, {"maze_map": maze_map}))
     dataset = minari_id(dataset)
-    if minari_source.is_local(dataset):
+    if minari.is_local(dataset):
         raise InputError(
             f"There is a dataset {dataset!r} already: choose another name, or delete it."
         )
@@ -147,7 +147,7 @@ def generate(
         disable_env_checker=True,
     )
     buffers = _collect(env, num_steps, action_noise, seed, name)
-    minari_source.write(
+    minari.write(
         dataset,
         buffers,
         env=env,
