@@ -1,4 +1,4 @@
-"""Which rows make batch k: a function of the seed and of k alone."""
+"""Which items make batch k, a function of the seed and of k alone, and where items begin."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, DistributedSampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset
 
 from diffrl_lightning.data.episodes import Episodes
-from diffrl_lightning.types import InputError
+from diffrl_lightning.types import at_least
 
 
 class BatchSampler(DistributedSampler):
@@ -77,6 +77,29 @@ class BatchSampler(DistributedSampler):
         return self._permutations[number]
 
 
+class BatchStream(IterableDataset):
+    """Yields the batches of an epoch that are made when they are drawn.
+
+    Args:
+        batch: makes batch k.
+        count: batches of an epoch.
+        position: returns the number of batches that were drawn so far.
+    """
+
+    def __init__(
+        self, batch: Callable[[int], Any], count: int, position: Callable[[], int]
+    ) -> None:
+        self.batch, self.count, self.position = batch, count, position
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[Any]:
+        first = self.position()
+        for k in range(first, first + self.count):
+            yield self.batch(k)
+
+
 class ResumableLoader(DataLoader):
     """A loader that Lightning knows it can resume: its batches follow the loop's own count."""
 
@@ -88,23 +111,45 @@ class ResumableLoader(DataLoader):
         """Nothing to take."""
 
 
+def batches_drawn(trainer: Any) -> Callable[[], int]:
+    """Counts the batches that a trainer's fit has drawn in all its epochs; none without a trainer."""
+    if trainer is None:
+        return lambda: 0
+    progress = trainer.fit_loop.epoch_loop.batch_progress
+    return lambda: progress.total.ready
+
+
 class Starts:
-    """The i-th usable step of some episodes, found by bisection: no array with an entry a step."""
+    """The steps that an item may begin at, found by bisection: no array with an entry a step.
+
+    Args:
+        episodes: the data.
+        usable: how many of the first steps of each episode (E,) an item may begin at.
+        which: indices of the episodes to draw from; default all.
+        start_steps: the first so many steps of an episode ...
+        start_repeats: ... come so many times.
+
+    Raises:
+        InputError: if an argument is out of range.
+    """
 
     def __init__(
         self,
         episodes: Episodes,
         usable: np.ndarray,
-        which: np.ndarray | None,
-        first: int = 0,
-        repeats: int = 1,
+        which: np.ndarray | None = None,
+        *,
+        start_steps: int = 0,
+        start_repeats: int = 1,
     ) -> None:
-        """Every episode once, and the ``first`` steps of each ``repeats - 1`` times more."""
+        at_least(0, start_steps=start_steps)
+        at_least(1, start_repeats=start_repeats)
         which = np.arange(len(episodes)) if which is None else np.asarray(which)
-        counts = [usable[which], *[np.minimum(usable[which], first)] * (repeats - 1)]
-        ends, which = np.cumsum(np.concatenate(counts)), np.tile(which, repeats)
+        repeated = [np.minimum(usable[which], start_steps)] * (start_repeats - 1)
+        counts, which = np.concatenate([usable[which], *repeated]), np.tile(which, start_repeats)
+        ends = np.cumsum(counts)
         self.ends = torch.from_numpy(ends)
-        self.shift = torch.from_numpy(episodes.offsets[which] - ends + np.concatenate(counts))
+        self.shift = torch.from_numpy(episodes.offsets[which] - ends + counts)
         self.which = torch.from_numpy(which)
 
     def __len__(self) -> int:
@@ -117,13 +162,34 @@ class Starts:
         return index + self.shift[entry], self.which[entry]
 
 
-def lengths_observed(episodes: Episodes) -> np.ndarray:
-    """Steps (E,) whose next observation was recorded, or after which the episode really ended."""
-    ended = episodes.terminations[episodes.offsets[1:] - 1]
-    return episodes.lengths - ~(episodes.final_observed | ended)
+class StepDataset(Dataset):
+    """Items that begin at steps of episodes, indexed a whole batch at a time.
 
+    An index may be an integer or a tensor of indices (B,); ``__getitems__`` makes a batch of a list.
+    The data are shared, not copied.
 
-def check_starts(start_steps: int, start_repeats: int) -> None:
-    """Refuse arguments of :class:`Starts`."""
-    if start_steps < 0 or start_repeats < 1:
-        raise InputError(f"{start_steps=} must be at least 0, {start_repeats=} at least 1.")
+    Args:
+        episodes: the data.
+        starts: the steps that an item may begin at.
+        lengths: how many steps of each episode (E,) items are made of.
+        returns: return to go from each step (N,).
+    """
+
+    def __init__(
+        self, episodes: Episodes, starts: Starts, lengths: np.ndarray, returns: np.ndarray
+    ) -> None:
+        self.starts = starts
+        self.offsets = torch.from_numpy(episodes.offsets)
+        self.ends = torch.from_numpy(episodes.offsets[:-1] + lengths)  # rows behind the last one
+        self.observations = torch.from_numpy(episodes.observations)
+        self.actions = torch.from_numpy(episodes.actions)
+        self.rewards = torch.from_numpy(episodes.rewards)
+        self.terminations = torch.from_numpy(episodes.terminations)
+        self.returns = torch.from_numpy(returns)
+        self.origins = torch.from_numpy(episodes.origins)
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def __getitems__(self, indices: list[int]) -> Any:
+        return self[torch.as_tensor(indices)]
