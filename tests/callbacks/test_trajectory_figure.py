@@ -16,9 +16,10 @@ from diffrl_lightning import Diffuser, PlanFigure, Rollout, SequenceData, Trajec
 from diffrl_lightning.callbacks import plan_figure
 from diffrl_lightning.callbacks.rollout import roll_out
 from diffrl_lightning.callbacks.trajectory_figure import draw_imagined
+from diffrl_lightning.envs.evaluate import evaluate
 from diffrl_lightning.envs.make import EnvConfig
 from diffrl_lightning.policies.planner import Plan
-from diffrl_lightning.types import Episode, PlanSnapshot, evaluate
+from diffrl_lightning.types import Episode, PlanSnapshot
 
 SIZE = {"dim": 16, "dim_mults": (1, 2), "num_train_timesteps": 8, "horizon": 8}
 
