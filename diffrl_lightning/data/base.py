@@ -19,7 +19,7 @@ from diffrl_lightning.data import sources
 from diffrl_lightning.data.episodes import Episodes, concatenate
 from diffrl_lightning.data.sampler import BatchSampler, ResumableLoader, batches_drawn
 from diffrl_lightning.data.sources.base import SourceOptions, as_list
-from diffrl_lightning.envs.make import EnvConfig, layout, layout_dims
+from diffrl_lightning.envs.make import EnvConfig
 from diffrl_lightning.types import InputError, RowName, TrainingData, at_least
 
 
@@ -266,10 +266,7 @@ class OfflineData(pl.LightningDataModule, TrainingData, ABC):
         if self.env_id is None:
             return
         env = self.make_env().unwrapped
-        keys, goal_key = layout(
-            env.observation_space, self.options.observation_keys, self.options.goal_key
-        )
-        observation_dim, goal_dim = layout_dims(env.observation_space, keys, goal_key)
+        observation_dim, goal_dim = self.options.dims(env.observation_space)
         found = (observation_dim, int(np.prod(env.action_space.shape or ())))
         env.close()
         if found != (self.observation_dim, self.action_dim):

@@ -31,6 +31,7 @@ class Chunks(Windows):
         which: indices of the episodes to draw from; default all.
         reward_scale: rewards are multiplied by this ...
         reward_shift: ... and then this is added.
+        repeats: ``start_steps`` and ``start_repeats``.
 
     Raises:
         InputError: if an argument is out of range.
@@ -46,8 +47,7 @@ class Chunks(Windows):
         reward_shift: float = 0.0,
         discount: float = 0.99,
         num_goals: int = 0,
-        start_steps: int = 0,
-        start_repeats: int = 1,
+        **repeats: Any,
     ) -> None:
         at_least(0, num_goals=num_goals)
         check_discount(discount)
@@ -57,18 +57,17 @@ class Chunks(Windows):
             horizon=horizon,
             padding="edge",
             discount=discount,
-            start_steps=start_steps,
-            start_repeats=start_repeats,
             unobserved_ends=False,
+            **repeats,
         )
         self.reward_scale, self.reward_shift = reward_scale, reward_shift
         self.log_discount, self.num_goals = math.log(discount), num_goals
-        self.phase = torch.rand(len(self.starts), generator=torch.Generator().manual_seed(0))
+        self.phase = torch.rand(self.num_starts, generator=torch.Generator().manual_seed(0))
 
     @property
     def num_chunks(self) -> int:
         """N: an index counts chunks, and goes round them once for each goal."""
-        return len(self.starts)
+        return self.num_starts
 
     def __len__(self) -> int:
         return max(1, self.num_goals) * self.num_chunks

@@ -155,10 +155,10 @@ class Episodes:
             length = self.offsets[episode] - self.offsets[starts[-1]]
             if not (same[episode - 1] and open_ended[episode - 1]) or length >= max_steps:
                 starts.append(int(episode))
-        keep = np.ones(len(self.observations), bool)
-        keep[lasts[np.setdiff1d(np.arange(len(self)), np.array([*starts[1:], len(self)]) - 1)]] = 0
         ends = np.array([*starts[1:], len(self)])
-        offsets = self.offsets[np.array([*starts, len(self)])]
+        keep = np.ones(len(self.observations), bool)
+        keep[np.delete(lasts, ends - 1)] = False
+        offsets = self.offsets[[*starts, len(self)]]
         truncations = np.zeros_like(self.truncations)
         truncations[offsets[1:] - 1] = self.truncations[offsets[1:] - 1]
         return replace(

@@ -56,21 +56,21 @@ class Futures(Transitions):
         # Row of the last step whose next observation is a future one.
         last = episodes.offsets[1:] - 1 - (ended | ~episodes.final_observed)
         self.last = torch.from_numpy(last)
-        self.phase = torch.rand(len(self.starts), generator=torch.Generator().manual_seed(0))
-        _, episode = self.starts(torch.arange(len(self.starts)))
+        self.phase = torch.rand(self.num_starts, generator=torch.Generator().manual_seed(0))
+        _, episode = self.starts(torch.arange(self.num_starts))
         counts = self.origins[episode].bincount()
         self.origin_ends = counts.cumsum(0)
         self.origin_begins = self.origin_ends - counts
         self.places = torch.arange(context_size) * _GOLDEN
 
     def __len__(self) -> int:
-        return self.num_draws * len(self.starts)
+        return self.num_draws * self.num_starts
 
     def __getitem__(self, index: int | Tensor) -> FutureBatch:
         """Steps of these indices with a future each, (B, ...)."""
         index = torch.as_tensor(index)
-        number = index // len(self.starts)
-        index = index % len(self.starts)
+        number = index // self.num_starts
+        index = index % self.num_starts
         batch = super().__getitem__(index)
         rows, episode = self.starts(index)
         following = (self.last[episode] - rows + 1).float()

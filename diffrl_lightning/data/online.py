@@ -16,8 +16,9 @@ from torch.utils.data import DataLoader
 
 from diffrl_lightning.data.buffer import ReplayBuffer
 from diffrl_lightning.data.sampler import BatchStream, ResumableLoader, batches_drawn
+from diffrl_lightning.data.sources.base import SourceOptions
 from diffrl_lightning.envs.collect import Collector
-from diffrl_lightning.envs.make import EnvConfig, layout, layout_dims
+from diffrl_lightning.envs.make import EnvConfig
 from diffrl_lightning.types import (
     ChunkBatch,
     InputError,
@@ -126,8 +127,7 @@ class OnlineData(GrowingData):
         at_least(1, prefill_steps=prefill_steps)
         self.env_config = EnvConfig(env_id, env_kwargs or {})
         env = self.make_env()
-        keys, goal_key = layout(env.observation_space)
-        self.observation_dim, goal_dim = layout_dims(env.observation_space, keys, goal_key)
+        self.observation_dim, goal_dim = SourceOptions().dims(env.observation_space)
         space = env.action_space
         env.close()
         flat = isinstance(space, gym.spaces.Box) and len(space.shape) == 1

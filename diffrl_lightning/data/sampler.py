@@ -119,14 +119,19 @@ def batches_drawn(trainer: Any) -> Callable[[], int]:
     return lambda: progress.total.ready
 
 
-class Starts:
-    """The steps that an item may begin at, found by bisection: no array with an entry a step.
+class StepDataset(Dataset):
+    """Items that begin at steps of episodes, indexed a whole batch at a time.
+
+    An index may be an integer or a tensor of indices (B,); ``__getitems__`` makes a batch of a list.
+    The data are shared, not copied.
 
     Args:
         episodes: the data.
-        usable: how many of the first steps of each episode (E,) an item may begin at.
         which: indices of the episodes to draw from; default all.
-        start_steps: the first so many steps of an episode ...
+        usable: how many of the first steps of each episode (E,) an item may begin at.
+        lengths: how many steps of each episode (E,) items are made of.
+        returns: return to go from each step (N,).
+        start_steps: items that begin within so many steps of an episode's start ...
         start_repeats: ... come so many times.
 
     Raises:
@@ -136,9 +141,11 @@ class Starts:
     def __init__(
         self,
         episodes: Episodes,
-        usable: np.ndarray,
-        which: np.ndarray | None = None,
+        which: np.ndarray | None,
         *,
+        usable: np.ndarray,
+        lengths: np.ndarray,
+        returns: np.ndarray,
         start_steps: int = 0,
         start_repeats: int = 1,
     ) -> None:
@@ -148,39 +155,11 @@ class Starts:
         repeated = [np.minimum(usable[which], start_steps)] * (start_repeats - 1)
         counts, which = np.concatenate([usable[which], *repeated]), np.tile(which, start_repeats)
         ends = np.cumsum(counts)
-        self.ends = torch.from_numpy(ends)
-        self.shift = torch.from_numpy(episodes.offsets[which] - ends + counts)
-        self.which = torch.from_numpy(which)
-
-    def __len__(self) -> int:
-        return int(self.ends[-1])
-
-    def __call__(self, index: int | Tensor) -> tuple[Tensor, Tensor]:
-        """Rows of the steps, and their episodes."""
-        index = torch.as_tensor(index)
-        entry = torch.searchsorted(self.ends, index, right=True)
-        return index + self.shift[entry], self.which[entry]
-
-
-class StepDataset(Dataset):
-    """Items that begin at steps of episodes, indexed a whole batch at a time.
-
-    An index may be an integer or a tensor of indices (B,); ``__getitems__`` makes a batch of a list.
-    The data are shared, not copied.
-
-    Args:
-        episodes: the data.
-        starts: the steps that an item may begin at.
-        lengths: how many steps of each episode (E,) items are made of.
-        returns: return to go from each step (N,).
-    """
-
-    def __init__(
-        self, episodes: Episodes, starts: Starts, lengths: np.ndarray, returns: np.ndarray
-    ) -> None:
-        self.starts = starts
+        self._ends = torch.from_numpy(ends)  # index behind the last item of each
+        self._shift = torch.from_numpy(episodes.offsets[which] - ends + counts)
+        self._which = torch.from_numpy(which)
         self.offsets = torch.from_numpy(episodes.offsets)
-        self.ends = torch.from_numpy(episodes.offsets[:-1] + lengths)  # rows behind the last one
+        self.ends = torch.from_numpy(episodes.offsets[:-1] + lengths)  # row behind the last step
         self.observations = torch.from_numpy(episodes.observations)
         self.actions = torch.from_numpy(episodes.actions)
         self.rewards = torch.from_numpy(episodes.rewards)
@@ -188,8 +167,20 @@ class StepDataset(Dataset):
         self.returns = torch.from_numpy(returns)
         self.origins = torch.from_numpy(episodes.origins)
 
+    @property
+    def num_starts(self) -> int:
+        """How many steps items begin at."""
+        return int(self._ends[-1])
+
+    def starts(self, index: int | Tensor) -> tuple[Tensor, Tensor]:
+        """Rows of the steps that these items begin at, and their episodes."""
+        index = torch.as_tensor(index)
+        # By bisection: there is no array with an entry a step.
+        entry = torch.searchsorted(self._ends, index, right=True)
+        return index + self._shift[entry], self._which[entry]
+
     def __len__(self) -> int:
-        return len(self.starts)
+        return self.num_starts
 
     def __getitems__(self, indices: list[int]) -> Any:
         return self[torch.as_tensor(indices)]

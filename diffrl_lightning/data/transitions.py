@@ -11,7 +11,7 @@ from torch import Tensor
 
 from diffrl_lightning.data.base import OfflineData
 from diffrl_lightning.data.episodes import Episodes
-from diffrl_lightning.data.sampler import Starts, StepDataset
+from diffrl_lightning.data.sampler import StepDataset
 from diffrl_lightning.types import InputError, TransitionBatch, at_least, one_of
 
 RewardKind = Literal["raw", "minus_one", "antmaze", "standard", "return_range"]
@@ -29,6 +29,7 @@ class Transitions(StepDataset):
         which: indices of the episodes to draw from; default all.
         reward_scale: rewards are multiplied by this ...
         reward_shift: ... and then this is added; returns to go are of rewards as they were.
+        repeats: ``start_steps`` and ``start_repeats``.
 
     Raises:
         InputError: if an argument is out of range.
@@ -43,15 +44,11 @@ class Transitions(StepDataset):
         reward_shift: float = 0.0,
         discount: float = 0.99,
         n_steps: int = 1,
-        start_steps: int = 0,
-        start_repeats: int = 1,
+        **repeats: Any,
     ) -> None:
         at_least(1, n_steps=n_steps)
-        lengths = episodes.lengths_observed
-        starts = Starts(
-            episodes, lengths, which, start_steps=start_steps, start_repeats=start_repeats
-        )
-        super().__init__(episodes, starts, lengths, episodes.returns_to_go(discount))
+        usable, returns = episodes.lengths_observed, episodes.returns_to_go(discount)
+        super().__init__(episodes, which, usable=usable, lengths=usable, returns=returns, **repeats)
         self.reward_scale, self.reward_shift = reward_scale, reward_shift
         self.ahead = torch.arange(n_steps)
         self.weights = discount**self.ahead

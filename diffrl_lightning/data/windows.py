@@ -12,7 +12,7 @@ from torch import Tensor
 
 from diffrl_lightning.data.base import OfflineData
 from diffrl_lightning.data.episodes import Episodes
-from diffrl_lightning.data.sampler import Starts, StepDataset
+from diffrl_lightning.data.sampler import StepDataset
 from diffrl_lightning.types import InputError, SequenceBatch, at_least, one_of, within
 
 Padding = Literal["none", "edge", "zero"]
@@ -28,6 +28,7 @@ class Windows(StepDataset):
         which: indices of the episodes to draw from; default all.
         unobserved_ends: whether last steps count whose next observation was not recorded, where the
             episode did not really end.
+        repeats: ``start_steps`` and ``start_repeats``.
 
     Raises:
         InputError: if no episode is long enough, or an argument is out of range.
@@ -44,24 +45,22 @@ class Windows(StepDataset):
         discount: float = 0.99,
         termination_penalty: float = 0.0,
         continue_timeouts: bool = False,
-        start_steps: int = 0,
-        start_repeats: int = 1,
         pad_before: int = 0,
         pad_after: int | None = None,
         unobserved_ends: bool = True,
+        **repeats: Any,
     ) -> None:
         lengths = episodes.lengths if unobserved_ends else episodes.lengths_observed
         usable = num_windows(
             lengths, horizon, stride, padding, pad_before=pad_before, pad_after=pad_after
         )
-        starts = Starts(
-            episodes, usable, which, start_steps=start_steps, start_repeats=start_repeats
-        )
         returns = episodes.returns_to_go(discount, termination_penalty, continue_timeouts)
-        super().__init__(episodes, starts, lengths, returns)
+        super().__init__(
+            episodes, which, usable=usable, lengths=lengths, returns=returns, **repeats
+        )
         self.steps = torch.arange(horizon) * stride
         self.padding, self.pad_before = padding, pad_before
-        if not len(starts):
+        if not self.num_starts:
             longest = episodes.lengths[slice(None) if which is None else which].max()
             raise InputError(
                 f"{horizon=} at {stride=} spans {int(self.steps[-1]) + 1} steps, but the longest "

@@ -178,8 +178,3 @@ def test_split_is_by_episode_and_repeatable():
         first.episodes.observations[starts[e] + e : ends[e] + e + 1] for e in first.train_indices
     ]
     assert torch.equal(observations[rows], torch.from_numpy(np.concatenate(expected)))
-
-
-def test_environment_must_match(pendulum_file):
-    with pytest.raises(InputError, match="Dataset and environment do not match"):
-        SequenceData(str(pendulum_file), env_id="MountainCarContinuous-v0")

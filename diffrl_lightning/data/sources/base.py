@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 
+from diffrl_lightning.envs.make import layout, layout_dims
 from diffrl_lightning.types import InputError
 
 
@@ -36,6 +38,10 @@ class SourceOptions:
     observation_keys: tuple[str, ...] | None = None
     goal_key: str | None = None
     num_steps: int | None = None
+
+    def dims(self, space: gym.Space) -> tuple[int, int]:
+        """Length of the flat state and of the goal in a space of observations."""
+        return layout_dims(space, *layout(space, self.observation_keys, self.goal_key))
 
 
 def check_arrays(

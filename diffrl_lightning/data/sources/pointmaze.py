@@ -15,7 +15,7 @@ from diffrl_lightning.data.episodes import Episodes
 from diffrl_lightning.data.sources import minari
 from diffrl_lightning.data.sources.base import DatasetInfo, SourceOptions
 from diffrl_lightning.envs.evaluate import RandomPolicy, evaluate
-from diffrl_lightning.envs.make import EnvConfig, import_plugins, layout, layout_dims
+from diffrl_lightning.envs.make import EnvConfig, import_plugins
 from diffrl_lightning.envs.pointmaze import (
     ENV_IDS,
     GOAL_CELLS,
@@ -52,8 +52,7 @@ def describe(dataset: str, options: SourceOptions) -> DatasetInfo:
     """
     config = _evaluation_env(dataset, options)
     env = gym.make(config.env_id, **config.kwargs)
-    keys, goal_key = layout(env.observation_space, options.observation_keys, options.goal_key)
-    observation_dim, goal_dim = layout_dims(env.observation_space, keys, goal_key)
+    observation_dim, goal_dim = options.dims(env.observation_space)
     env.close()
     info = DatasetInfo(
         observation_dim=observation_dim,
@@ -146,10 +145,9 @@ def generate(
         max_episode_steps=10**9,
         disable_env_checker=True,
     )
-    buffers = _collect(env, num_steps, action_noise, seed, name)
     minari.write(
         dataset,
-        buffers,
+        _collect(env, num_steps, action_noise, seed, name),
         env=env,
         eval_env=gym.make(config.env_id, **config.kwargs),
         algorithm_name="waypoint controller",
@@ -274,14 +272,10 @@ def _stream(
 
 
 def _buffer(
-    index: int,
-    states: list[np.ndarray],
-    actions: list[np.ndarray],
-    goal: np.ndarray,
+    index: int, states: list[np.ndarray], actions: list[np.ndarray], goal: np.ndarray
 ) -> EpisodeBuffer:
     n = len(actions)
     observation = np.array(states)
-    last = np.arange(n) == n - 1
     return EpisodeBuffer(
         id=index,
         observations={
@@ -292,5 +286,5 @@ def _buffer(
         actions=np.array(actions),
         rewards=(np.linalg.norm(observation[1:, :2] - goal, axis=1) <= GOAL_RADIUS).astype(float),  # type: ignore[arg-type]
         terminations=np.zeros(n, bool),  # type: ignore[arg-type]
-        truncations=last,  # type: ignore[arg-type]
+        truncations=np.arange(n) == n - 1,  # type: ignore[arg-type]
     )
