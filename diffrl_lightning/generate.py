@@ -3,7 +3,7 @@
 from jsonargparse import auto_cli
 
 from diffrl_lightning.cli import exit_on_bad_input
-from diffrl_lightning.data.pointmaze import generate
+from diffrl_lightning.data.sources.pointmaze import generate
 
 if __name__ == "__main__":
     with exit_on_bad_input():

@@ -224,12 +224,15 @@ class EnvSource(Protocol):
     @property
     def ref_scores(self) -> tuple[float, float] | None:
         """Random and expert return, for the normalised score."""
+        return None
 
     def make_env(self, render_mode: str | None = None) -> Any:
         """One evaluation environment with flat observations."""
+        raise InputError("The data name no environment: roll out with data that do.")
 
     def make_vector_env(self, num_envs: int, asynchronous: bool = False) -> Any:
         """A ``gymnasium.vector.VectorEnv`` of evaluation environments, autoreset disabled."""
+        raise InputError("The data name no environment: roll out with data that do.")
 
 
 class TrainingData(EnvSource, Protocol):
@@ -267,6 +270,8 @@ class TrainingData(EnvSource, Protocol):
 
     def action_space(self) -> Any:
         """The environment's bounds of actions, None where no environment is known."""
+        return None
 
     def check_goal_leads_state(self) -> None:
         """Refuse an environment whose goal is not about the first entries of the state."""
+        return

@@ -9,6 +9,7 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Iterable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -20,21 +21,12 @@ from minari.storage.datasets_root_dir import get_dataset_path
 from tqdm.auto import tqdm
 
 from diffrl_lightning.data.episodes import Episodes
-from diffrl_lightning.data.scores import d4rl_reference
-from diffrl_lightning.data.sources import DatasetInfo, SourceOptions
-from diffrl_lightning.envs.make import layout, layout_dims
+from diffrl_lightning.data.sources.base import DatasetInfo, SourceOptions
+from diffrl_lightning.data.sources.scores import d4rl_reference
+from diffrl_lightning.envs.make import layout
 from diffrl_lightning.types import InputError
 
-_FIELDS = (
-    "observations",
-    "actions",
-    "rewards",
-    "terminations",
-    "truncations",
-    "offsets",
-    "final_observed",
-    "goals",
-)
+_FIELDS = tuple(entry.name for entry in fields(Episodes) if entry.name != "origins")
 
 
 def is_local(dataset: str) -> bool:
@@ -69,8 +61,7 @@ def describe(dataset: str, options: SourceOptions) -> DatasetInfo:
     """Spaces, evaluation environment and reference scores from the metadata."""
     prepare(dataset, options)
     opened = _open(dataset)
-    keys, goal_key = layout(opened.observation_space, options.observation_keys, options.goal_key)
-    observation_dim, goal_dim = layout_dims(opened.observation_space, keys, goal_key)
+    observation_dim, goal_dim = options.dims(opened.observation_space)
     metadata = opened.storage.metadata
     spec = metadata.get("eval_env_spec") or metadata.get("env_spec") or "{}"
     spec = json.loads(spec) if isinstance(spec, str) else json.loads(spec.to_json())
@@ -97,7 +88,8 @@ def load(dataset: str, options: SourceOptions) -> Episodes:
     key = [dataset, keys, goal_key, str(get_dataset_path(dataset).resolve())]
     stamp = max(p.stat().st_mtime_ns for p in files)
     digest = hashlib.sha256(json.dumps([*key, stamp]).encode()).hexdigest()[:16]
-    folder = _cache_dir() / f"{dataset.replace('/', '--')}-{digest}"
+    root = Path(os.environ.get("DIFFRL_CACHE") or Path.home() / ".cache" / "diffrl_lightning")
+    folder = root / f"{dataset.replace('/', '--')}-{digest}"
     if not folder.is_dir():
         _write_cache(folder, _read(opened, keys, goal_key))
     arrays = {
@@ -188,11 +180,6 @@ def _read(dataset: minari.MinariDataset, keys: tuple[str, ...], goal_key: str | 
         final_observed=np.ones(len(lengths), bool),
         **joined,
     )
-
-
-def _cache_dir() -> Path:
-    root = os.environ.get("DIFFRL_CACHE") or Path.home() / ".cache" / "diffrl_lightning"
-    return Path(root)
 
 
 def _write_cache(folder: Path, episodes: Episodes) -> None:

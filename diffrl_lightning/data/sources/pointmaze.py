@@ -11,11 +11,11 @@ import numpy as np
 from minari.data_collector import EpisodeBuffer
 from tqdm.auto import tqdm
 
-from diffrl_lightning.data import minari_source
 from diffrl_lightning.data.episodes import Episodes
-from diffrl_lightning.data.sources import DatasetInfo, SourceOptions
+from diffrl_lightning.data.sources import minari
+from diffrl_lightning.data.sources.base import DatasetInfo, SourceOptions
 from diffrl_lightning.envs.evaluate import RandomPolicy, evaluate
-from diffrl_lightning.envs.make import EnvConfig, import_plugins, layout, layout_dims
+from diffrl_lightning.envs.make import EnvConfig, import_plugins
 from diffrl_lightning.envs.pointmaze import (
     ENV_IDS,
     GOAL_CELLS,
@@ -52,8 +52,7 @@ def describe(dataset: str, options: SourceOptions) -> DatasetInfo:
     """
     config = _evaluation_env(dataset, options)
     env = gym.make(config.env_id, **config.kwargs)
-    keys, goal_key = layout(env.observation_space, options.observation_keys, options.goal_key)
-    observation_dim, goal_dim = layout_dims(env.observation_space, keys, goal_key)
+    observation_dim, goal_dim = options.dims(env.observation_space)
     env.close()
     info = DatasetInfo(
         observation_dim=observation_dim,
@@ -63,9 +62,9 @@ def describe(dataset: str, options: SourceOptions) -> DatasetInfo:
         env_kwargs=config.kwargs,
     )
     stored = minari_id(dataset)
-    if not minari_source.is_local(stored):
+    if not minari.is_local(stored):
         return info
-    found = minari_source.describe(stored, SourceOptions())
+    found = minari.describe(stored, SourceOptions())
     if found.env_kwargs.get("maze_map") != config.kwargs["maze_map"]:
         raise InputError(
             f"The stored dataset {stored!r} is of another maze: choose another name, or delete it."
@@ -84,7 +83,7 @@ def describe(dataset: str, options: SourceOptions) -> DatasetInfo:
 
 def prepare(dataset: str, options: SourceOptions) -> None:
     """Generate the dataset where it is not on disk."""
-    if not minari_source.is_local(minari_id(dataset)):
+    if not minari.is_local(minari_id(dataset)):
         generate(
             dataset,
             num_steps=options.num_steps or _DEFAULT_STEPS,
@@ -95,7 +94,7 @@ def prepare(dataset: str, options: SourceOptions) -> None:
 
 def load(dataset: str, options: SourceOptions) -> Episodes:
     """All episodes, each with its own goal."""
-    return minari_source.load(minari_id(dataset), options)
+    return minari.load(minari_id(dataset), options)
 
 
 def generate(
@@ -131,7 +130,7 @@ def generate(
     """
     config = _evaluation_env(dataset, SourceOptions(env_id, {"maze_map": maze_map}))
     dataset = minari_id(dataset)
-    if minari_source.is_local(dataset):
+    if minari.is_local(dataset):
         raise InputError(
             f"There is a dataset {dataset!r} already: choose another name, or delete it."
         )
@@ -146,10 +145,9 @@ def generate(
         max_episode_steps=10**9,
         disable_env_checker=True,
     )
-    buffers = _collect(env, num_steps, action_noise, seed, name)
-    minari_source.write(
+    minari.write(
         dataset,
-        buffers,
+        _collect(env, num_steps, action_noise, seed, name),
         env=env,
         eval_env=gym.make(config.env_id, **config.kwargs),
         algorithm_name="waypoint controller",
@@ -274,14 +272,10 @@ def _stream(
 
 
 def _buffer(
-    index: int,
-    states: list[np.ndarray],
-    actions: list[np.ndarray],
-    goal: np.ndarray,
+    index: int, states: list[np.ndarray], actions: list[np.ndarray], goal: np.ndarray
 ) -> EpisodeBuffer:
     n = len(actions)
     observation = np.array(states)
-    last = np.arange(n) == n - 1
     return EpisodeBuffer(
         id=index,
         observations={
@@ -292,5 +286,5 @@ def _buffer(
         actions=np.array(actions),
         rewards=(np.linalg.norm(observation[1:, :2] - goal, axis=1) <= GOAL_RADIUS).astype(float),  # type: ignore[arg-type]
         terminations=np.zeros(n, bool),  # type: ignore[arg-type]
-        truncations=last,  # type: ignore[arg-type]
+        truncations=np.arange(n) == n - 1,  # type: ignore[arg-type]
     )

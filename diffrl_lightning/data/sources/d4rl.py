@@ -11,8 +11,8 @@ import h5py
 import numpy as np
 
 from diffrl_lightning.data.episodes import Episodes
-from diffrl_lightning.data.scores import d4rl_reference
-from diffrl_lightning.data.sources import DatasetInfo, SourceOptions, check_arrays
+from diffrl_lightning.data.sources.base import DatasetInfo, SourceOptions, check_arrays
+from diffrl_lightning.data.sources.scores import d4rl_reference
 from diffrl_lightning.envs.make import import_plugins
 from diffrl_lightning.types import InputError
 

@@ -1,15 +1,15 @@
-"""Reads datasets of every kind into :class:`Episodes`, told apart by what is given."""
+"""What readers of datasets have in common."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 
-from diffrl_lightning.data.episodes import Episodes
+from diffrl_lightning.envs.make import layout, layout_dims
 from diffrl_lightning.types import InputError
 
 
@@ -39,38 +39,9 @@ class SourceOptions:
     goal_key: str | None = None
     num_steps: int | None = None
 
-
-def describe(dataset: str, options: SourceOptions) -> DatasetInfo:
-    """Metadata of a dataset, without its arrays.
-
-    Raises:
-        InputError: if the dataset does not exist or is of no known kind.
-    """
-    return _source(dataset).describe(dataset, options)
-
-
-def prepare(dataset: str, options: SourceOptions) -> None:
-    """Generate or download a dataset that is not here yet; other kinds must be here."""
-    _source(dataset).prepare(dataset, options)
-
-
-def load(dataset: str, options: SourceOptions) -> Episodes:
-    """All arrays of a dataset."""
-    return _source(dataset).load(dataset, options)
-
-
-def _source(dataset: str) -> Any:
-    """The module that reads this dataset: each has ``describe``, ``prepare`` and ``load``."""
-    from diffrl_lightning.data import d4rl, minari_source, ogbench, pointmaze
-
-    suffix = Path(dataset).suffix
-    if suffix in (".hdf5", ".h5", ".npz"):
-        if not Path(dataset).expanduser().is_file():
-            raise InputError(f"There is no file {dataset!r}: correct the path given as dataset.")
-        return ogbench if suffix == ".npz" else d4rl
-    if pointmaze.is_generated(dataset):
-        return pointmaze
-    return minari_source
+    def dims(self, space: gym.Space) -> tuple[int, int]:
+        """Length of the flat state and of the goal in a space of observations."""
+        return layout_dims(space, *layout(space, self.observation_keys, self.goal_key))
 
 
 def check_arrays(

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from diffrl_lightning.data.episodes import Episodes
-from diffrl_lightning.data.sources import DatasetInfo, SourceOptions, check_arrays
+from diffrl_lightning.data.sources.base import DatasetInfo, SourceOptions, check_arrays
 from diffrl_lightning.types import InputError
 
 _REQUIRED = ("observations", "actions", "terminals")
