@@ -13,7 +13,7 @@ from pickle import UnpicklingError
 from diffrl_lightning import __version__
 
 LIGHTNING = {
-    "fit": "train a role, rolled out as it learns; --test_after_fit=true tests the best checkpoint",
+    "fit": "train a role, and test its best checkpoint where the configuration says so",
     "validate": "validate a checkpoint",
     "test": "roll out a checkpoint, and write results.json",
     "predict": "write a dataset that a synthesizer draws",

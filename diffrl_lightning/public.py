@@ -1,7 +1,4 @@
-"""Diffusion models for reinforcement learning, every role on one backbone.
-
-All classes that a configuration may name are here, so that YAML says ``class_path: Diffuser``.
-"""
+"""All classes that a configuration may name, as ``diffrl_lightning`` exports them."""
 
 from diffrl_lightning.callbacks import (
     Collect,
@@ -17,8 +14,6 @@ from diffrl_lightning.diffusion import Sampling
 from diffrl_lightning.modules import *  # noqa: F403
 from diffrl_lightning.modules import __all__ as _roles
 from diffrl_lightning.types import Acting, InputError
-
-__version__ = "0.1.0"
 
 __all__ = [
     "Acting",
