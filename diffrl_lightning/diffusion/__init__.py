@@ -6,7 +6,13 @@ from diffrl_lightning.diffusion.edm import EDM, heun_sample, heun_steps
 from diffrl_lightning.diffusion.gaussian import GaussianDiffusion, PredictionType
 from diffrl_lightning.diffusion.guidance import classifier_free, compose, value_guided
 from diffrl_lightning.diffusion.noise import choose, rand, randint, randn
-from diffrl_lightning.diffusion.policy_guided import PolicyDrawn, PolicyGuided, ScoreFn, score_of
+from diffrl_lightning.diffusion.policy_guided import (
+    PolicyDrawn,
+    PolicyGuided,
+    ScoreFn,
+    follow_gaussian,
+    score_of,
+)
 from diffrl_lightning.diffusion.samplers import (
     ddim_sample,
     ddpm_sample,
@@ -41,6 +47,7 @@ __all__ = [
     "ddpm_sample",
     "dpmpp_sample",
     "draw",
+    "follow_gaussian",
     "heun_sample",
     "heun_steps",
     "inference_timesteps",
