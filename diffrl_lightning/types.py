@@ -109,8 +109,9 @@ class Acting:
         hints = get_type_hints(type(self))
         for entry in fields(self):
             value, hint = getattr(self, entry.name), hints[entry.name]
-            if get_origin(hint) is Literal:
-                one_of(get_args(hint), **{entry.name: value})
+            for kind in (hint, *get_args(hint)):  # a Literal, or one among alternatives
+                if get_origin(kind) is Literal:
+                    one_of(get_args(kind), **{entry.name: value})
             for cls in type(self).__mro__:
                 bound = vars(cls).get("least", {}).get(entry.name)
                 if bound is not None:

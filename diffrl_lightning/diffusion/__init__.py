@@ -12,7 +12,13 @@ from diffrl_lightning.diffusion.guidance import (
     value_guided,
 )
 from diffrl_lightning.diffusion.noise import choose, geometric, rand, randint, randn
-from diffrl_lightning.diffusion.policy_guided import PolicyDrawn, PolicyGuided, ScoreFn, score_of
+from diffrl_lightning.diffusion.policy_guided import (
+    PolicyDrawn,
+    PolicyGuided,
+    ScoreFn,
+    follow_gaussian,
+    score_of,
+)
 from diffrl_lightning.diffusion.samplers import (
     ddim_sample,
     ddpm_sample,
@@ -49,6 +55,7 @@ __all__ = [
     "ddpm_sample",
     "dpmpp_sample",
     "draw",
+    "follow_gaussian",
     "geometric",
     "heun_sample",
     "heun_steps",
