@@ -10,7 +10,7 @@ from scipy.stats import ks_2samp
 from diffrl_lightning.envs.make import EnvConfig
 from diffrl_lightning.envs.simulate import simulate
 from diffrl_lightning.metrics import SampleQuality, kolmogorov_smirnov
-from diffrl_lightning.quality import quality
+from diffrl_lightning.tools.quality import quality
 from diffrl_lightning.types import InputError
 
 

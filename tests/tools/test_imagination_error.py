@@ -8,7 +8,7 @@ import torch
 from modules.role_tester import saved
 
 from diffrl_lightning import DiffusionModule, DynamicsAgent, EnsembleDynamics, InputError
-from diffrl_lightning.imagination_error import _played, imagination_error
+from diffrl_lightning.tools.imagination_error import _played, imagination_error
 from diffrl_lightning.types import Imagined
 
 SMALL = {"num_states": 30, "num_envs": 4, "most_steps": 20}

@@ -8,7 +8,7 @@ from modules.role_tester import saved
 
 from diffrl_lightning import BehaviourCloning, DiffusionModule, InputError, LatentSkills
 from diffrl_lightning.nets import Normal
-from diffrl_lightning.skill_error import skill_error
+from diffrl_lightning.tools.skill_error import skill_error
 
 MAZE = {"generate_steps": 6000, "join_episodes": 6000, "val_fraction": 0.3}
 

@@ -16,7 +16,7 @@ from diffrl_lightning import (
     InputError,
     SequenceData,
 )
-from diffrl_lightning.dynamics_error import dynamics_error, held_out
+from diffrl_lightning.tools.dynamics_error import dynamics_error, held_out
 from diffrl_lightning.types import Imagined
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from diffrl_lightning.cli import exit_on_bad_input
 from diffrl_lightning.data import ChunkData
-from diffrl_lightning.dynamics_error import draw_errors, held_out, measured
+from diffrl_lightning.tools.dynamics_error import draw_errors, held_out, measured
 from diffrl_lightning.envs.simulate import play
 from diffrl_lightning.modules import DiffusionModule, LatentSkills
 from diffrl_lightning.types import InputError

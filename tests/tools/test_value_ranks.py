@@ -8,7 +8,7 @@ from conftest import write_d4rl
 from modules.role_tester import saved
 
 from diffrl_lightning import BehaviourCloning, DiffusedValue, DiffusionModule, InputError
-from diffrl_lightning.value_ranks import value_ranks
+from diffrl_lightning.tools.value_ranks import value_ranks
 
 SMALL = {"hidden_dim": 8, "num_blocks": 1, "embed_dim": 8, "num_train_timesteps": 4}
 
