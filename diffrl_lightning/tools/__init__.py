@@ -1,1 +1,1 @@
-"""Tools: functions that `diffrl NAME` runs."""
+"""What ``diffrl NAME`` runs: each module is one function of its own name."""

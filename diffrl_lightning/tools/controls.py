@@ -1,43 +1,23 @@
-"""Controls for PointMaze: what one gets without any model.
-
-``python -m diffrl_lightning.controls --dataset=pointmaze/umaze`` prints the table that a planner's
-figures belong beside.
-"""
+"""Controls for PointMaze: what is reached without any model."""
 
 from __future__ import annotations
+
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from diffrl_lightning.callbacks.rollout import roll_out
-from diffrl_lightning.cli import exit_on_bad_input
 from diffrl_lightning.data import SequenceData
 from diffrl_lightning.envs.evaluate import RandomPolicy
 from diffrl_lightning.envs.pointmaze import Maze, WaypointPolicy
-from diffrl_lightning.policies.planner import Plan, PlanFn, PlannerPolicy
-from diffrl_lightning.types import Generators, InputError, Policy
+from diffrl_lightning.policies.planner import Plan, PlannerPolicy
+from diffrl_lightning.tools import report
+from diffrl_lightning.tools.sources import open_dataset
+from diffrl_lightning.types import InputError, Policy
 
 _COLUMNS = ("return_mean", "return_sem", "normalized_score", "success_rate", "wall_free_rate")
-
-
-def straight_line(horizon: int) -> PlanFn:
-    """A planning function that ignores walls: the straight line, at an even pace."""
-
-    def plan(
-        observations: Tensor,
-        goals: Tensor | None,
-        *,
-        generator: Generators,
-        elapsed: Tensor,
-        previous: Plan | None,
-    ) -> Plan:
-        assert goals is not None
-        weight = torch.linspace(0, 1, horizon)[:, None]
-        positions = torch.lerp(observations[:, None, :2], goals[:, None], weight)
-        states = torch.cat([positions, torch.zeros_like(positions)], -1)
-        return Plan(states, torch.zeros_like(positions))
-
-    return plan
 
 
 def controls(
@@ -48,6 +28,7 @@ def controls(
     horizon: int = 24,
     stride: int = 8,
     lookahead: int = 12,
+    **source: Any,
 ) -> None:
     """Print returns of the waypoint planner, of random actions, and of a straight line.
 
@@ -58,33 +39,37 @@ def controls(
         horizon: steps of the straight line.
         stride: environment steps between its steps.
         lookahead: of the law that follows it.
+        source: the dataset's environment.
+
+    Raises:
+        InputError: if it has no maze.
     """
-    data = SequenceData(dataset, horizon=horizon, stride=stride)
-    maze = Maze.of(data.make_env())
-    if maze is None:
+    data = open_dataset(SequenceData, dataset, **source)
+    maze, box = Maze.of_source(data), data.action_space()
+    if maze is None or box is None:
         raise InputError(f"{dataset!r} has no maze: name a PointMaze dataset.")
     n = min(10, num_episodes)
-    box = data.make_env().action_space
     policies: dict[str, Policy] = {
         "planner": WaypointPolicy(maze, n),
-        "random": RandomPolicy(box.low, box.high, n),  # type: ignore[attr-defined]
+        "random": RandomPolicy(box.low, box.high, n),
         "straight line": PlannerPolicy(
-            straight_line(horizon),
+            partial(_straight_line, horizon=horizon),
             observation_dim=data.observation_dim,
             stride=stride,
             execute="states",
             lookahead=lookahead,
         ),
     }
-    print(f"{'control':14s}" + "".join(f"{name:>18s}" for name in _COLUMNS))
+    report.print_header("control", *_COLUMNS)
     for name, policy in policies.items():
-        figures = roll_out(policy, data, range(seed, seed + num_episodes), num_envs=n)[1].compute()
-        cells = [f"{figures[c]:18.3f}" if c in figures else f"{'-':>18s}" for c in _COLUMNS]
-        print(f"{name:14s}" + "".join(cells))
+        row = roll_out(policy, data, range(seed, seed + num_episodes), num_envs=n)[1].compute()
+        report.print_row(name, *(f"{row[c]:.3f}" if c in row else "-" for c in _COLUMNS))
 
 
-if __name__ == "__main__":
-    from jsonargparse import auto_cli
-
-    with exit_on_bad_input():
-        auto_cli(controls, as_positional=False)
+def _straight_line(observations: Tensor, goals: Tensor | None, *, horizon: int, **_: Any) -> Plan:
+    """A plan that ignores walls: the straight line, at an even pace."""
+    assert goals is not None
+    weight = torch.linspace(0, 1, horizon)[:, None]
+    positions = torch.lerp(observations[:, None, :2], goals[:, None], weight)
+    zeros = torch.zeros_like(positions)
+    return Plan(torch.cat([positions, zeros], -1), zeros)

@@ -1,28 +1,20 @@
-"""How far models of dynamics are off after a number of steps, as a table and a figure.
-
-``python -m diffrl_lightning.dynamics_error --help``
-"""
+"""Errors of models of dynamics over horizons."""
 
 from __future__ import annotations
 
-import json
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from torch import Tensor
 
-from diffrl_lightning.cli import exit_on_bad_input
 from diffrl_lightning.data import ChunkData, Chunks
-from diffrl_lightning.modules import DiffusionModule
+from diffrl_lightning.figures.charts import draw_errors
 from diffrl_lightning.normalizers import GaussianNormalizer
+from diffrl_lightning.tools import report
+from diffrl_lightning.tools.sources import load_role, read
 from diffrl_lightning.types import InputError
-
-_LEAST_ERROR = 1e-3  # in the figure
 
 
 def dynamics_error(
@@ -32,59 +24,47 @@ def dynamics_error(
     sampling: dict[str, dict[str, Any]] | None = None,
     horizons: list[int] | None = None,
     num_windows: int = 500,
-    data: dict[str, Any] | None = None,
-    seed: int = 0,
+    noise_seed: int = 0,
     output: str = "dynamics_error",
+    **data: Any,
 ) -> dict[str, dict[str, Any]]:
-    """Play the actions of held-out episodes in models, and hold the states against what was recorded.
+    """Predict the states of held-out episodes from their actions.
 
-    Writes ``<output>.json`` and ``<output>.png``, errors over horizons, and prints a table in Markdown.
-    An error is the root mean square, over the state's dimensions, of the difference in standard
-    deviations of the data; shown are its mean over windows and the standard error of that. As a control
-    the state stays as it was.
+    An error is the root mean square over the state's dimensions, in standard deviations of the data;
+    shown are its mean over windows and the standard error. The control predicts no change. Writes
+    ``<output>.json`` and ``<output>.png``, errors over horizons, and prints a table in Markdown.
 
     Args:
-        dataset: what they were trained on.
+        dataset: what the models were trained on.
         models: a name and a checkpoint for each.
         sampling: keywords of ``predict``, by name of the model.
-        horizons: steps after which to look; default 1, 2, 5, 10, 20 and 50.
+        horizons: steps ahead; default 1, 2, 5, 10, 20 and 50.
         num_windows: held-out windows, spread evenly over all of them.
-        data: keywords of ``ChunkData`` that they were trained with, of which ``val_fraction`` and
-            ``seed`` say which episodes are held out.
-        seed: of the models' noise.
+        noise_seed: of the models' noise.
         output: path of the files, without ending.
+        data: keywords of ``ChunkData`` that they were trained with; ``val_fraction`` and ``seed`` say
+            which episodes are held out.
 
     Raises:
         InputError: if a checkpoint predicts no states, or no held-out episode is long enough.
     """
     horizons = sorted(horizons or [1, 2, 5, 10, 20, 50])
-    source = ChunkData(dataset, **(data or {}) | {"horizon": horizons[-1] + 1})
-    batch, scale = held_out(source, num_windows)
+    batch, scale = held_out(ChunkData(dataset, horizon=horizons[-1] + 1, **data), num_windows)
     states, actions = batch["observations"], batch["actions"]
-    results = {"no change": measured(states[:, :1].expand_as(states), states, scale, horizons)}
+    results = {"no change": errors_at(horizons, states[:, :1].expand_as(states), states, scale)}
     for name, path in models.items():
-        model: Any = DiffusionModule.load_from_checkpoint(path)
-        if not hasattr(model, "predict"):
-            raise InputError(
-                f"{path!r} holds a {type(model).__name__}, which predicts no states: give the "
-                "checkpoint of a model of dynamics."
-            )
-        torch.manual_seed(seed)
+        model = load_role(path, "a model of dynamics", "predict")
+        torch.manual_seed(noise_seed)
         begin = time.perf_counter()
-        found = model.predict(states[:, 0], actions, **(sampling or {}).get(name, {}))
+        predicted = model.predict(states[:, 0], actions, **(sampling or {}).get(name, {}))
         seconds = time.perf_counter() - begin
-        results[name] = measured(found.observations, states, scale, horizons)
+        results[name] = errors_at(horizons, predicted.observations, states, scale)
         results[name]["ms_a_trajectory"] = 1e3 * seconds / len(states)
-    print(
-        f"| | {' | '.join(f'{h} steps' for h in horizons)} | ms |\n|{'---|' * (2 + len(horizons))}"
-    )
-    for name, result in results.items():
-        cells = [f"{m:.3f} +- {s:.3f}" for m, s in zip(result["mean"], result["sem"], strict=True)]
-        took = result.get("ms_a_trajectory")
-        print(f"| {name} | {' | '.join(cells)} | {'-' if took is None else f'{took:.2f}'} |")
-    Path(output).parent.mkdir(parents=True, exist_ok=True)
-    Path(f"{output}.json").write_text(json.dumps(results, indent=2) + "\n")
-    draw_errors(results).savefig(f"{output}.png", dpi=120)
+    report.print_header("", *(f"{h} steps" for h in horizons), "ms")
+    for name, row in results.items():
+        took = f"{row['ms_a_trajectory']:.2f}" if "ms_a_trajectory" in row else "-"
+        report.print_row(name, *report.with_errors(row["mean"], row["sem"]), took)
+    report.write(output, results, draw_errors(results))
     return results
 
 
@@ -98,9 +78,7 @@ def held_out(data: ChunkData, num_windows: int) -> tuple[Any, Tensor]:
     Raises:
         InputError: if there are none.
     """
-    data.prepare_data()
-    data.setup("fit")
-    length, chunks = data.horizon, data.val_data
+    length, chunks = data.horizon, read(data).val_data
     assert isinstance(chunks, Chunks)
     starts, episodes = chunks.starts(torch.arange(chunks.num_chunks))
     full = (chunks.ends[episodes] - starts >= length).nonzero()[:, 0]
@@ -112,51 +90,13 @@ def held_out(data: ChunkData, num_windows: int) -> tuple[Any, Tensor]:
     return chunks[full[chosen]], normalizer.std
 
 
-def measured(found: Tensor, real: Tensor, scale: Tensor, horizons: list[int]) -> dict[str, Any]:
-    """Mean error over windows (N, L, O) after each horizon, and its standard error."""
-    errors = ((found - real) / scale).square().mean(-1).sqrt()[:, horizons].double().numpy()
+def errors_at(
+    horizons: list[int], predicted: Tensor, real: Tensor, scale: Tensor
+) -> dict[str, Any]:
+    """Normalised RMSE of states (N, L, O) at each horizon: mean over windows and standard error."""
+    rmse = ((predicted - real) / scale).square().mean(-1).sqrt()[:, horizons].double().numpy()
     return {
         "horizons": horizons,
-        "mean": errors.mean(0).tolist(),
-        "sem": (errors.std(0, ddof=1) / np.sqrt(len(errors))).tolist(),
+        "mean": rmse.mean(0).tolist(),
+        "sem": (rmse.std(0, ddof=1) / np.sqrt(len(rmse))).tolist(),
     }
-
-
-def draw_errors(results: dict[str, dict[str, Any]]) -> Figure:
-    """Errors over horizons, a line with error bars for each model."""
-    figure = Figure(figsize=(6.4, 4.4), layout="constrained")
-    FigureCanvasAgg(figure)
-    axis = figure.subplots()
-    for index, (name, result) in enumerate(results.items()):
-        style: dict[str, Any] = (
-            {"color": "0.5", "ls": "--"} if index == 0 else {"color": f"C{index - 1}"}
-        )
-        axis.errorbar(
-            result["horizons"],
-            result["mean"],
-            result["sem"],
-            marker="o",
-            capsize=3,
-            label=name,
-            **style,
-        )
-    axis.set_xscale("log")
-    axis.set_yscale("log")
-    axis.set_ylim(bottom=max(axis.get_ylim()[0], _LEAST_ERROR))
-    axis.set_xticks(
-        results["no change"]["horizons"], labels=map(str, results["no change"]["horizons"])
-    )
-    axis.set_xticks([], minor=True)
-    axis.set_xlabel("steps ahead")
-    axis.set_ylabel("error, in standard deviations of the data")
-    axis.grid(alpha=0.3, which="both")
-    axis.legend(frameon=False)
-    return figure
-
-
-if __name__ == "__main__":
-    from jsonargparse import auto_cli
-
-    torch.set_num_threads(1)
-    with exit_on_bad_input("diffrl_lightning.dynamics_error"):
-        auto_cli(dynamics_error)

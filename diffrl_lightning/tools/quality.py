@@ -1,27 +1,24 @@
-"""How good synthetic transitions are, beside controls, as a table and a figure.
-
-``python -m diffrl_lightning.quality --help``
-"""
+"""How good synthetic transitions are, beside controls."""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from diffrl_lightning.callbacks.sample_report import (
-    PARTS,
-    Rows,
-    draw_marginals,
-    joined_rows,
-)
-from diffrl_lightning.cli import exit_on_bad_input
 from diffrl_lightning.data import TransitionData
 from diffrl_lightning.envs.simulate import simulate
-from diffrl_lightning.metrics import SampleQuality
+from diffrl_lightning.figures.charts import draw_marginals
+from diffrl_lightning.metrics.synthesis import (
+    PARTS,
+    Rows,
+    SampleQuality,
+    column_names,
+    joined_rows,
+)
+from diffrl_lightning.tools import report
+from diffrl_lightning.tools.sources import open_dataset, read
 from diffrl_lightning.types import InputError
 
 
@@ -34,29 +31,31 @@ def quality(
     num_simulated: int = 20_000,
     seed: int = 0,
     output: str = "quality",
+    **source: Any,
 ) -> dict[str, dict[str, float]]:
-    """Hold synthetic transitions against real ones.
+    """Measure how close synthetic transitions are to real ones.
 
     Writes ``<output>.json`` and ``<output>.png``, histograms of every dimension, and prints a table in
-    Markdown: of the synthetic rows; of real rows, which is the best that can be had; of a Gaussian of
-    the real rows' mean and covariance; and of real rows with rewards and next states shuffled. All are
-    held against the rest of the real rows.
+    Markdown: of the synthetic rows; of held-out real rows, an upper bound; of a Gaussian of the real
+    rows' mean and covariance; and of real rows with rewards and next states shuffled. All are compared
+    with the rest of the real rows.
 
     Args:
         real: the real dataset.
         synthetic: the synthetic one, or a name and a dataset for each of several; the figure is of the
             first.
         num_rows: rows of each, drawn at random; at most a fifth of the real ones.
-        num_neighbours: rows whose nearest real ones are looked for.
+        num_neighbours: rows whose nearest real neighbours are searched.
         num_simulated: rows that are simulated, in MuJoCo's planar environments; 0 for none.
         seed: of the draws.
         output: path of the files, without ending.
+        source: the environment of all datasets.
 
     Raises:
         InputError: if the datasets have unequal dimensions, or a name is that of a control.
     """
     synthetic = {"synthetic": synthetic} if isinstance(synthetic, str) else synthetic
-    data = _data(real)
+    data = _data(real, **source)
     rng = np.random.default_rng(seed)
     rest, held_out = _split(data, num_rows, rng)
     controls = {
@@ -66,10 +65,14 @@ def quality(
     }
     if not synthetic or synthetic.keys() & controls.keys():
         raise InputError(f"Give synthetic datasets other names than {', '.join(controls)}.")
-    drawn = {
-        name: _drawn(dataset, data, len(held_out["rewards"]), rng)
-        for name, dataset in synthetic.items()
-    }
+    drawn = {}
+    for name, dataset in synthetic.items():
+        other = _data(dataset, **source)
+        if (other.observation_dim, other.action_dim) != (data.observation_dim, data.action_dim):
+            raise InputError(
+                f"{real!r} and {dataset!r} have unequal dimensions: give like datasets."
+            )
+        drawn[name] = _take(other, rng.permutation(_count(other))[: len(held_out["rewards"])])
     results: dict[str, dict[str, float]] = {}
     for name, rows in (drawn | controls).items():
         metric = SampleQuality(num_neighbours, seed)
@@ -79,44 +82,30 @@ def quality(
         if num_simulated:
             results[name] |= _dynamics(data, rows, rest, num_simulated)
         if len(results) == 1:
-            print(f"| | {' | '.join(results[name])} |\n|{'---|' * (1 + len(results[name]))}")
-        print(f"| {name} | {' | '.join(f'{x:.4g}' for x in results[name].values())} |", flush=True)
-    Path(output).parent.mkdir(parents=True, exist_ok=True)
-    Path(f"{output}.json").write_text(json.dumps(results, indent=2) + "\n")
-    draw_marginals(rest, next(iter(drawn.values()))).savefig(f"{output}.png", dpi=110)
+            report.print_header("", *results[name])
+        report.print_row(name, *(f"{x:.4g}" for x in results[name].values()))
+    first = joined_rows(next(iter(drawn.values())))
+    figure = draw_marginals(column_names(rest), joined_rows(rest).numpy(), first.numpy())
+    report.write(output, results, figure)
     return results
 
 
-def _data(dataset: str) -> TransitionData:
-    data = TransitionData(dataset, val_fraction=0.0)
-    data.prepare_data()
-    data.setup("fit")
-    return data
+def _data(dataset: str, **source: Any) -> TransitionData:
+    return read(open_dataset(TransitionData, dataset, val_fraction=0.0, **source))
 
 
-def _drawn(dataset: str, like: TransitionData, num_rows: int, rng: np.random.Generator) -> Rows:
-    """So many rows of a dataset, or all, in random order."""
-    data = _data(dataset)
-    if (data.observation_dim, data.action_dim) != (like.observation_dim, like.action_dim):
-        raise InputError(
-            f"{like.datasets[0]!r} and {dataset!r} have unequal dimensions: give like datasets."
-        )
-    return _take(data, rng.permutation(len(_all(data)))[:num_rows])
-
-
-def _all(data: TransitionData) -> Any:
-    assert data.train_data is not None
-    return data.train_data
+def _count(data: TransitionData) -> int:
+    return len(data.train_data)  # type: ignore[arg-type]
 
 
 def _take(data: TransitionData, rows: np.ndarray) -> Rows:
-    batch = _all(data)[torch.from_numpy(rows)]
+    batch: Any = data.train_data[torch.from_numpy(rows)]  # type: ignore[index]
     return {name: batch[name] for name in (*PARTS, "terminations")}
 
 
 def _split(data: TransitionData, num_rows: int, rng: np.random.Generator) -> list[Rows]:
-    """All rows but some, and these."""
-    order = rng.permutation(len(_all(data)))
+    """The rows but ``num_rows`` of them, and these."""
+    order = rng.permutation(_count(data))
     held_out = min(num_rows, len(order) // 5)
     return [_take(data, order[held_out:]), _take(data, order[:held_out])]
 
@@ -137,31 +126,24 @@ def _shuffled(rows: Rows, rng: np.random.Generator) -> Rows:
 
 
 def _dynamics(data: TransitionData, rows: Rows, real: Rows, num_rows: int) -> dict[str, float]:
-    """Against the simulator: errors of next states and rewards, in standard deviations of real ones.
+    """Errors against the simulator.
 
-    And the shares of rows that end in the simulator alone, and of those that are terminal here alone.
+    Of next states and rewards the median, in standard deviations of the real ones; of terminations the
+    shares of rows that are terminal in the simulator alone, and in the data alone.
     """
     env = data.make_env()
     chosen = {name: x[:num_rows].numpy() for name, x in rows.items()}
-    found = simulate(env, chosen["observations"], chosen["actions"])
+    truth = simulate(env, chosen["observations"], chosen["actions"])
     env.close()
-    known = found.known
-    state_error = chosen["next_observations"] - found.next_observations
+    known = truth.known
+    state_error = chosen["next_observations"] - truth.next_observations
     state_error /= real["next_observations"].numpy().std(0)
-    reward_error = (chosen["rewards"] - found.rewards) / real["rewards"].numpy().std()
-    ends, there = found.terminations[known], chosen["terminations"][known] > 0
+    reward_error = (chosen["rewards"] - truth.rewards) / real["rewards"].numpy().std()
+    real_ends, ends = truth.terminations[known], chosen["terminations"][known] > 0
     return {
         "dynamics_error": float(np.median(np.sqrt(np.square(state_error[known]).mean(1)))),
         "reward_error": float(np.median(np.abs(reward_error[known]))),
-        "missed_terminals": float((ends & ~there).mean()),
-        "false_terminals": float((there & ~ends).mean()),
+        "missed_terminals": float((real_ends & ~ends).mean()),
+        "false_terminals": float((ends & ~real_ends).mean()),
         "simulated": int(known.sum()),
     }
-
-
-if __name__ == "__main__":
-    from jsonargparse import auto_cli
-
-    torch.set_num_threads(1)
-    with exit_on_bad_input("diffrl_lightning.quality"):
-        auto_cli(quality)

@@ -1,19 +1,16 @@
-"""A dataset with the rewards of a RelativeReward, for agents that learn from rewards.
-
-``python -m diffrl_lightning.relabel --help``
-"""
+"""A dataset with the rewards of a RelativeReward, for agents that learn from rewards."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from diffrl_lightning.cli import exit_on_bad_input
 from diffrl_lightning.data import SequenceData
 from diffrl_lightning.data.writers import check_output, write_episodes
-from diffrl_lightning.modules import DiffusionModule, RelativeReward
+from diffrl_lightning.tools.sources import load_role, open_dataset, read
 from diffrl_lightning.types import InputError
 
 
@@ -22,20 +19,20 @@ def relabel(
     checkpoint: str,
     output: str,
     *,
-    goal_key: str | None = None,
     batch_size: int = 1024,
+    **source: Any,
 ) -> None:
     """Write a dataset again, each step's reward rho of the trajectory that begins there.
 
     Trajectories are of the reward's horizon, their last step repeated beyond an episode's end. The
-    environment still gives its own reward: what an agent of these rewards returns is measured by that.
+    environment keeps its own reward, by which an agent trained on the result is evaluated.
 
     Args:
         dataset: what a datamodule takes.
         checkpoint: of a ``RelativeReward``.
         output: a file to write, which ends in .hdf5.
-        goal_key: entry of a dictionary observation that is the goal; "none" for no goal.
         batch_size: steps at a time.
+        source: the dataset's environment.
 
     Raises:
         InputError: if the checkpoint is of another role, the data do not fit it, or the file is there.
@@ -43,36 +40,20 @@ def relabel(
     if Path(output).suffix not in (".hdf5", ".h5"):
         raise InputError(f"{output=} must end in .hdf5.")
     check_output(output, 0)
-    model = DiffusionModule.load_from_checkpoint(checkpoint).eval()
-    if not isinstance(model, RelativeReward):
-        raise InputError(f"{checkpoint!r} holds a {type(model).__name__}, not a RelativeReward.")
-    data = SequenceData(
-        dataset,
-        horizon=model.hparams["horizon"],
-        stride=model.hparams["stride"],
-        padding="edge",
-        goal_key=goal_key,
-        val_fraction=0,
-    )
+    model = load_role(checkpoint, "a RelativeReward", "value", "rewards_of").eval()
+    windows: Any = {name: model.hparams[name] for name in ("horizon", "stride")}
+    windows |= {"padding": "edge", "val_fraction": 0}
+    data = open_dataset(SequenceData, dataset, **windows, **source)
     for name in ("observation_dim", "action_dim", "goal_dim"):
         if getattr(data, name) != model.hparams[name]:
             raise InputError(
                 f"{dataset!r} has {name}={getattr(data, name)}, the reward {model.hparams[name]}: "
                 "label data like those that it was trained on."
             )
-    data.prepare_data()
-    data.setup("fit")
-    assert data.episodes is not None
-    steps = torch.arange(data.episodes.num_steps).split(batch_size)
+    episodes, windows = read(data).episodes, data.train_data
+    assert episodes is not None
+    steps = torch.arange(episodes.num_steps).split(batch_size)
     with torch.no_grad():
-        rewards = torch.cat([model.rewards_of(data.train_data[rows]) for rows in steps])  # type: ignore[index]
+        rewards = torch.cat([model.rewards_of(windows[rows]) for rows in steps])  # type: ignore[index]
     provenance = {"role": "RelativeReward", "dataset": dataset, "checkpoint": checkpoint}
-    write_episodes(output, replace(data.episodes, rewards=rewards.numpy()), provenance, data)
-
-
-if __name__ == "__main__":
-    from jsonargparse import auto_cli
-
-    torch.set_num_threads(1)
-    with exit_on_bad_input("diffrl_lightning.relabel"):
-        auto_cli(relabel)
+    write_episodes(output, replace(episodes, rewards=rewards.numpy()), provenance, data)
