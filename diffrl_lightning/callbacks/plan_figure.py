@@ -41,10 +41,9 @@ class PlanFigure(pl.Callback):
         folder = run_folder(trainer)
         if not trainer.is_global_zero:
             return
-        rollouts = [c for c in trainer.callbacks if isinstance(c, Rollout)]  # type: ignore[attr-defined]
-        if not rollouts or rollouts[0].evaluation is None:
-            return
-        episodes = [e for e in rollouts[0].evaluation.episodes if e.snapshots]
+        callbacks = trainer.callbacks  # type: ignore[attr-defined]
+        evaluations = [c.evaluation for c in callbacks if isinstance(c, Rollout)][:1]
+        episodes = [e for found in evaluations if found for e in found.episodes if e.snapshots]
         if not episodes:
             return
         maze = Maze.of_source(trainer.datamodule)  # type: ignore[attr-defined]

@@ -53,13 +53,11 @@ class SkillFigure(ValidationPicture):
                 f"{type(pl_module).__name__} draws no skills: leave out the callback SkillFigure."
             )
         datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
-        if not self.num_starts or not datamodule.env_id:
-            return
-        env = datamodule.make_env()
-        if Maze.of(env) is not None:
+        if self.num_starts and datamodule.env_id and Maze.of_source(datamodule) is not None:
+            env = datamodule.make_env()
             dims = (datamodule.observation_dim, datamodule.action_dim)
             simulate(env, *(np.zeros((0, dim)) for dim in dims), show_progress=False)
-        env.close()
+            env.close()
 
     def draw(self, trainer: pl.Trainer, pl_module: Any) -> Figure:
         """The latent space, and in a maze paths of skills; logs the distance of their ends."""

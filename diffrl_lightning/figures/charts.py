@@ -55,15 +55,13 @@ def draw_model_rollouts(real: Sequence[np.ndarray], imagined: Sequence[np.ndarra
     return figure
 
 
-def draw_ranks(
-    values: Mapping[str, np.ndarray], returns: np.ndarray, correlations: Mapping[str, float]
-) -> Figure:
-    """Each value (N,) over the return (N,) that followed, with the correlation of their ranks."""
+def draw_ranks(values: Mapping[str, np.ndarray], returns: np.ndarray) -> Figure:
+    """Each value (N,), by its title, over the return (N,) that followed."""
     figure, axes = panels((4.0 * len(values), 3.8), columns=len(values))
-    for axis, (name, predicted) in zip(axes[0], values.items(), strict=True):
+    for axis, (title, predicted) in zip(axes[0], values.items(), strict=True):
         axis.plot(returns, predicted, ".", ms=2, alpha=0.3)
         axis.axline((float(returns.mean()),) * 2, slope=1, color="0.5", lw=1, ls="--")
-        axis.set_title(f"{name}: {correlations[name]:.2f}", fontsize=10)
+        axis.set_title(title, fontsize=10)
         axis.set_xlabel("return that followed")
     return figure
 
@@ -86,7 +84,7 @@ def draw_trade_offs(results: Mapping[str, Mapping[str, float]], num_envs: Sequen
         axis.set_xlabel(f"milliseconds a decision, {n} environment{'s' if n > 1 else ''}")
         axis.grid(alpha=0.3, which="both")
     axes[0, 0].set_ylabel("return (mean and standard error)")
-    share_legend(figure, axes[0, 0], columns=3)
+    share_legend(figure, axes[0, 0], ncols=3)
     return figure
 
 
@@ -107,5 +105,5 @@ def draw_marginals(names: Sequence[str], real: np.ndarray, synthetic: np.ndarray
         axis.tick_params(labelsize=6)
     for axis in axes.flat[len(names) :]:
         axis.remove()
-    share_legend(figure, axes[0, 0], "upper")
+    share_legend(figure, axes[0, 0], "upper center")
     return figure

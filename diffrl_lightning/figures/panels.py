@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -22,15 +22,8 @@ def panels(
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 
-def share_legend(
-    figure: Figure, axis: Axes, where: Literal["lower", "upper"] = "lower", columns: int = 0
-) -> None:
-    """One legend outside the panels, of what one of them shows; in a row where ``columns`` is 0."""
+def share_legend(figure: Figure, axis: Axes, where: Any = "lower center", **options: Any) -> None:
+    """One legend outside the panels, of what one of them shows; by default in a single row."""
     handles, labels = axis.get_legend_handles_labels()
-    figure.legend(
-        handles,
-        labels,
-        loc=f"outside {where} center",
-        ncols=columns or len(labels),
-        frameon=False,
-    )
+    options = {"ncols": len(labels), "frameon": False} | options
+    figure.legend(handles, labels, loc=f"outside {where}", **options)  # type: ignore[call-overload]

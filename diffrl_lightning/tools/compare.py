@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from diffrl_lightning.data import SequenceData
 from diffrl_lightning.figures.charts import draw_trade_offs
 from diffrl_lightning.tools import report
 from diffrl_lightning.tools.sources import load_role, open_dataset
-from diffrl_lightning.types import EnvSource, InputError, Policy
+from diffrl_lightning.types import EnvSource, Episode, InputError, Policy
 
 _CALLS = 10  # decisions that are timed
 
@@ -53,51 +55,54 @@ def compare(
         timing_envs: numbers of environments at which a decision is timed; default none.
         output: path of the files, without ending.
         source: the dataset's environment.
-
-    Raises:
-        InputError: if there is no such file or row, or a row does not fit the role.
     """
     variants = _read_rows(rows, only)
     data = open_dataset(SequenceData, dataset, **source)
-    seeds: list[Any] = list(train_seeds or [None])
+    seeds: Sequence[int | None] = train_seeds or [None]
     models = {s: load_role(ckpt_path.format(seed=s), "a role") for s in seeds}
     results: dict[str, dict[str, Any]] = {}
     for name, row in variants.items():
-        returns, successes, result = [], [], {"policy_kwargs": row, "seed_means": []}
+        result: dict[str, Any] = {"policy_kwargs": row, "seed_means": []}
+        episodes: list[Episode] = []
         for s, model in models.items():
+            # Until ways to act are objects: make = partial(model.make_policy, model.acting(**chosen)).
             chosen = dict(row)
             if value_ckpt is not None and row.get("value_ckpt", "") is None:
                 chosen["value_ckpt"] = value_ckpt.format(seed=s)
+            make = partial(model.make_policy, **chosen)
             tests = range(seed, seed + num_episodes)
             with torch.no_grad():
-                # TODO: how = model.acting(**chosen); model.make_policy(how)
-                policy = model.make_policy(**chosen)
-                episodes = roll_out(policy, data, tests, num_envs=num_envs)[0].episodes
+                of_seed = roll_out(make(), data, tests, num_envs=num_envs)[0].episodes
                 for n in timing_envs or [] if s == seeds[0] else []:
-                    result[f"ms_{n}"] = decision_ms(model.make_policy(**chosen), data, n)
-            of_seed = [episode.episode_return for episode in episodes]
-            result["seed_means"].append(float(np.mean(of_seed)))
-            returns += of_seed
-            successes += [episode.success for episode in episodes if episode.success is not None]
-        spread = np.std(returns, ddof=1) if len(returns) > 1 else 0.0
-        result |= {
-            "return_mean": float(np.mean(returns)),
-            "return_sem": float(spread / len(returns) ** 0.5),
-            "returns": returns,
-        }
-        if successes:
-            result["success_rate"] = float(np.mean(successes))
-        if data.ref_scores is not None:
-            low, high = data.ref_scores
-            result["normalized_score"] = 100 * (result["return_mean"] - low) / (high - low)
-        if not results:
-            more = [key for key in result if key == "success_rate" or key.startswith("ms_")]
-            report.print_header("", "return", "normalized score", "of each seed", *more)
-        results[name] = result
-        report.print_row(name, *_cells(result))
+                    result[f"ms_{n}"] = decision_ms(make(), data, n)
+            result["seed_means"].append(float(np.mean([e.episode_return for e in of_seed])))
+            episodes += of_seed
+        results[name] = result | _statistics(episodes, data.ref_scores)
+        if len(results) == 1:
+            report.print_header("", *_cells(results[name]))
+        report.print_row(name, *_cells(results[name]).values())
         report.write(output, results)
     if timing_envs:
         report.write(output, results, draw_trade_offs(results, timing_envs))
+
+
+def _statistics(
+    episodes: Sequence[Episode], ref_scores: tuple[float, float] | None
+) -> dict[str, Any]:
+    returns = [episode.episode_return for episode in episodes]
+    spread = np.std(returns, ddof=1) if len(returns) > 1 else 0.0
+    result: dict[str, Any] = {
+        "return_mean": float(np.mean(returns)),
+        "return_sem": float(spread / len(returns) ** 0.5),
+        "returns": returns,
+    }
+    successes = [episode.success for episode in episodes if episode.success is not None]
+    if successes:
+        result["success_rate"] = float(np.mean(successes))
+    if ref_scores is not None:
+        low, high = ref_scores
+        result["normalized_score"] = 100 * (result["return_mean"] - low) / (high - low)
+    return result
 
 
 def decision_ms(policy: Policy, source: EnvSource, num_envs: int) -> float:
@@ -130,12 +135,15 @@ def _read_rows(path: str, only: list[str] | None) -> dict[str, dict[str, Any]]:
     return {name: row or {} for name, row in rows.items() if not only or name in only}
 
 
-def _cells(result: dict[str, Any]) -> list[str]:
+def _cells(result: dict[str, Any]) -> dict[str, str]:
+    """A row of the table, by column."""
     score = result.get("normalized_score")
-    return [
-        f"{result['return_mean']:.0f} +- {result['return_sem']:.0f}",
-        "-" if score is None else f"{score:.1f}",
-        " / ".join(f"{mean:.0f}" for mean in result["seed_means"]),
-        *([f"success {result['success_rate']:.2f}"] if "success_rate" in result else []),
-        *(f"{ms:.1f} ms" for key, ms in result.items() if key.startswith("ms_")),
-    ]
+    cells = {
+        "return": f"{result['return_mean']:.0f} +- {result['return_sem']:.0f}",
+        "normalized score": "-" if score is None else f"{score:.1f}",
+        "of each seed": " / ".join(f"{mean:.0f}" for mean in result["seed_means"]),
+    }
+    if "success_rate" in result:
+        cells["success"] = f"success {result['success_rate']:.2f}"
+    timed = {key: f"{ms:.1f} ms" for key, ms in result.items() if key.startswith("ms_")}
+    return cells | timed

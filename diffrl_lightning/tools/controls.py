@@ -40,9 +40,6 @@ def controls(
         stride: environment steps between its steps.
         lookahead: of the law that follows it.
         source: the dataset's environment.
-
-    Raises:
-        InputError: if it has no maze.
     """
     data = open_dataset(SequenceData, dataset, **source)
     maze, box = Maze.of_source(data), data.action_space()

@@ -44,9 +44,6 @@ def dynamics_error(
         output: path of the files, without ending.
         data: keywords of ``ChunkData`` that they were trained with; ``val_fraction`` and ``seed`` say
             which episodes are held out.
-
-    Raises:
-        InputError: if a checkpoint predicts no states, or no held-out episode is long enough.
     """
     horizons = sorted(horizons or [1, 2, 5, 10, 20, 50])
     batch, scale = held_out(ChunkData(dataset, horizon=horizons[-1] + 1, **data), num_windows)
@@ -74,9 +71,6 @@ def held_out(data: ChunkData, num_windows: int) -> tuple[Any, Tensor]:
     Args:
         data: which has not been set up yet.
         num_windows: spread evenly over all of them.
-
-    Raises:
-        InputError: if there are none.
     """
     length, chunks = data.horizon, read(data).val_data
     assert isinstance(chunks, Chunks)

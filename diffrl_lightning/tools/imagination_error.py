@@ -52,9 +52,6 @@ def imagination_error(
         most_steps: states are of this many first steps of the environments.
         seed: of the episodes and the noise.
         output: path of the files, without ending.
-
-    Raises:
-        InputError: if the checkpoint is of another role, or of another environment.
     """
     agent = load_role(checkpoint, "a DynamicsAgent", "imagine", "policy")
     config = EnvConfig(env_id, env_kwargs or {})
@@ -68,7 +65,7 @@ def imagination_error(
     trained = agent.diffusion.num_train_timesteps
     steps = sorted(steps or [2**k for k in range(trained.bit_length()) if 2**k <= trained])
     torch.manual_seed(seed)
-    collector = Collector(config.make_vector(num_envs), seed)
+    collector = Collector(config.make_vector(num_envs), seed)  # type: ignore[arg-type]
     states = _visited(agent, collector, num_states, most_steps)
     scale: Tensor = agent.trajectory.observations.std
     results = {}

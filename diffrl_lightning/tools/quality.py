@@ -50,14 +50,13 @@ def quality(
         seed: of the draws.
         output: path of the files, without ending.
         source: the environment of all datasets.
-
-    Raises:
-        InputError: if the datasets have unequal dimensions, or a name is that of a control.
     """
     synthetic = {"synthetic": synthetic} if isinstance(synthetic, str) else synthetic
     data = _data(real, **source)
     rng = np.random.default_rng(seed)
-    rest, held_out = _split(data, num_rows, rng)
+    order = rng.permutation(len(data.train_data))  # type: ignore[arg-type]
+    count = min(num_rows, len(order) // 5)
+    rest, held_out = _rows(data, order[count:]), _rows(data, order[:count])
     controls = {
         "real": held_out,
         "Gaussian": _gaussian(held_out, rng),
@@ -72,7 +71,8 @@ def quality(
             raise InputError(
                 f"{real!r} and {dataset!r} have unequal dimensions: give like datasets."
             )
-        drawn[name] = _take(other, rng.permutation(_count(other))[: len(held_out["rewards"])])
+        order = rng.permutation(len(other.train_data))  # type: ignore[arg-type]
+        drawn[name] = _rows(other, order[:count])
     results: dict[str, dict[str, float]] = {}
     for name, rows in (drawn | controls).items():
         metric = SampleQuality(num_neighbours, seed)
@@ -94,20 +94,9 @@ def _data(dataset: str, **source: Any) -> TransitionData:
     return read(open_dataset(TransitionData, dataset, val_fraction=0.0, **source))
 
 
-def _count(data: TransitionData) -> int:
-    return len(data.train_data)  # type: ignore[arg-type]
-
-
-def _take(data: TransitionData, rows: np.ndarray) -> Rows:
-    batch: Any = data.train_data[torch.from_numpy(rows)]  # type: ignore[index]
+def _rows(data: TransitionData, index: np.ndarray) -> Rows:
+    batch: Any = data.train_data[torch.from_numpy(index)]  # type: ignore[index]
     return {name: batch[name] for name in (*PARTS, "terminations")}
-
-
-def _split(data: TransitionData, num_rows: int, rng: np.random.Generator) -> list[Rows]:
-    """The rows but ``num_rows`` of them, and these."""
-    order = rng.permutation(_count(data))
-    held_out = min(num_rows, len(order) // 5)
-    return [_take(data, order[held_out:]), _take(data, order[:held_out])]
 
 
 def _gaussian(rows: Rows, rng: np.random.Generator) -> Rows:

@@ -33,9 +33,6 @@ def relabel(
         output: a file to write, which ends in .hdf5.
         batch_size: steps at a time.
         source: the dataset's environment.
-
-    Raises:
-        InputError: if the checkpoint is of another role, the data do not fit it, or the file is there.
     """
     if Path(output).suffix not in (".hdf5", ".h5"):
         raise InputError(f"{output=} must end in .hdf5.")

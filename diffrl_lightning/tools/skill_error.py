@@ -42,10 +42,6 @@ def skill_error(
         output: path of the files, without ending.
         data: keywords of ``ChunkData`` that it was trained with; ``val_fraction`` and ``seed`` say
             which episodes are held out.
-
-    Raises:
-        InputError: if the checkpoint is of another role, a horizon is beyond its skills, or no chunk is
-            held out.
     """
     model = load_role(checkpoint, "a LatentSkills", "skill_prior", "encode", "decode")
     length = model.horizon

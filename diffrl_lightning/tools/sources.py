@@ -51,16 +51,7 @@ def read(data: Data) -> Data:
 
 
 def load_role(checkpoint: str, kind: str, *methods: str) -> Any:
-    """The role of a checkpoint.
-
-    Args:
-        checkpoint: its path.
-        kind: of role that is needed, in words.
-        methods: by which it is known.
-
-    Raises:
-        InputError: if it has not all of them.
-    """
+    """The role of a checkpoint; it must have these methods, by which its kind is known."""
     role = DiffusionModule.load_from_checkpoint(checkpoint)
     if not all(hasattr(role, name) for name in methods):
         raise InputError(

@@ -50,9 +50,6 @@ def value_ranks(
         output: path of the files, without ending.
         data: keywords of ``FutureData`` that it was trained with; ``val_fraction`` and ``seed`` say
             which episodes are held out.
-
-    Raises:
-        InputError: if the checkpoint is of another role, or no episode is held out.
     """
     module = load_role(checkpoint, "a DiffusedValue", "sample_futures", "values")
     source = FutureData(dataset, discount=module.discount, **data)
@@ -75,9 +72,8 @@ def value_ranks(
     for name, row in results.items():
         correlation = report.with_errors([row["rank_correlation"]], [row["sem"]])
         report.print_row(name, *correlation, f"{row['mean']:.4g}", f"{returns.mean():.4g}")
-    correlations = {name: row["rank_correlation"] for name, row in results.items()}
-    arrays = {name: x.numpy() for name, x in values.items()}
-    report.write(output, results, draw_ranks(arrays, returns.numpy(), correlations))
+    titled = {f"{x}: {results[x]['rank_correlation']:.2f}": v.numpy() for x, v in values.items()}
+    report.write(output, results, draw_ranks(titled, returns.numpy()))
     return results
 
 
