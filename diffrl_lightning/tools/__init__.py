@@ -1,1 +1,1 @@
-"""Tools beside training: each module a function of the same name, which ``diffrl`` runs."""
+"""What ``diffrl NAME`` runs: each module is one function of its own name."""

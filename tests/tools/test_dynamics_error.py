@@ -16,7 +16,7 @@ from diffrl_lightning import (
     InputError,
     SequenceData,
 )
-from diffrl_lightning.dynamics_error import dynamics_error, held_out
+from diffrl_lightning.tools.dynamics_error import dynamics_error, held_out
 from diffrl_lightning.types import Imagined
 
 
@@ -64,7 +64,9 @@ def test_a_checkpoint_is_enough(tmp_path, pendulum_file):
     found = dynamics_error(str(pendulum_file), {"ensemble": path}, **options)
     assert found["ensemble"]["ms_a_trajectory"] > 0
     other = saved(BehaviourCloning(3, 1, hidden_dim=8), tmp_path / "other.ckpt")
-    with pytest.raises(InputError, match="BehaviourCloning, which predicts no states"):
+    with pytest.raises(
+        InputError, match="BehaviourCloning: give the checkpoint of a model of dynamics"
+    ):
         dynamics_error(str(pendulum_file), {"other": other}, **options)
 
 

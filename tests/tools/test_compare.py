@@ -8,7 +8,7 @@ from modules.role_tester import quiet_trainer
 
 from diffrl_lightning import Diffuser, SequenceData, TrajectoryValue
 from diffrl_lightning.callbacks.rollout import roll_out
-from diffrl_lightning.compare import compare
+from diffrl_lightning.tools.compare import compare
 from diffrl_lightning.types import InputError
 
 ROWS = """
@@ -76,7 +76,7 @@ def test_share_of_successes_where_the_environment_tells_them(
             episode.success = i % 2 == 0
         return evaluation, metrics
 
-    monkeypatch.setattr("diffrl_lightning.compare.roll_out", half_of_them)
+    monkeypatch.setattr("diffrl_lightning.tools.compare.roll_out", half_of_them)
     assert run(folder, pendulum_file, only=["plain"])["plain"]["success_rate"] == 0.5
     assert "| success 0.50 |" in capsys.readouterr().out
 

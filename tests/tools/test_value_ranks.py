@@ -8,7 +8,7 @@ from conftest import write_d4rl
 from modules.role_tester import saved
 
 from diffrl_lightning import BehaviourCloning, DiffusedValue, Role, InputError
-from diffrl_lightning.value_ranks import value_ranks
+from diffrl_lightning.tools.value_ranks import value_ranks
 
 SMALL = {"hidden_dim": 8, "num_blocks": 1, "embed_dim": 8, "num_train_timesteps": 4}
 
@@ -29,7 +29,7 @@ class Reward:
 def test_a_value_is_held_against_the_returns(tmp_path, monkeypatch, pendulum_file):
     value = Reward()
     monkeypatch.setattr(Role, "load_from_checkpoint", lambda path: value)
-    options = {"data": {"val_fraction": 0.3}, "output": str(tmp_path / "ranks")}
+    options = {"val_fraction": 0.3, "output": str(tmp_path / "ranks")}
     found = value_ranks(str(pendulum_file), "x.ckpt", num_states=50, regression_steps=20, **options)
     assert set(found) == {"V", "regression of the return", "reward of the step"}
     assert found["V"]["num_states"] == 50
@@ -52,7 +52,7 @@ def test_correlations_are_spearmans(tmp_path, monkeypatch):
     value = Reward()
     monkeypatch.setattr(Role, "load_from_checkpoint", lambda path: value)
     found = value_ranks(
-        str(path), "x.ckpt", regression_steps=300, data={"val_fraction": 0.5},
+        str(path), "x.ckpt", regression_steps=300, val_fraction=0.5,
         output=str(tmp_path / "ranks"),
     )  # fmt: skip
     assert found["V"]["rank_correlation"] == pytest.approx(1, abs=0.01)
@@ -65,13 +65,15 @@ def test_a_checkpoint_is_enough(tmp_path, pendulum_file):
         "num_states": 20,
         "num_samples": 2,
         "regression_steps": 2,
-        "data": {"val_fraction": 0.2},
+        "val_fraction": 0.2,
     }
     path = saved(DiffusedValue(3, 1, **SMALL), tmp_path / "value.ckpt")
     found = value_ranks(str(pendulum_file), path, output=str(tmp_path / "ranks"), **options)
     assert -1 <= found["V"]["rank_correlation"] <= 1
     other = saved(BehaviourCloning(3, 1, hidden_dim=8), tmp_path / "other.ckpt")
-    with pytest.raises(InputError, match="BehaviourCloning, which has no values"):
+    with pytest.raises(
+        InputError, match="BehaviourCloning: give the checkpoint of a DiffusedValue"
+    ):
         value_ranks(str(pendulum_file), other, **options)
     with pytest.raises(InputError, match="No episode is held out"):
-        value_ranks(str(pendulum_file), path, **options | {"data": {"val_fraction": 0.0}})
+        value_ranks(str(pendulum_file), path, **options | {"val_fraction": 0.0})

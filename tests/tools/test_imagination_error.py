@@ -8,7 +8,7 @@ import torch
 from modules.role_tester import saved
 
 from diffrl_lightning import Role, DynamicsAgent, EnsembleDynamics, InputError
-from diffrl_lightning.imagination_error import _played, imagination_error
+from diffrl_lightning.tools.imagination_error import imagination_error, played
 from diffrl_lightning.types import Imagined
 
 SMALL = {"num_states": 30, "num_envs": 4, "most_steps": 20}
@@ -24,7 +24,7 @@ class Simulating(DynamicsAgent):
 
     def imagine(self, states, policy, *, num_inference_steps):
         env = gym.make("InvertedPendulum-v5")
-        found = _played(env, states, torch.full((len(states), self.horizon, 1), 0.5))
+        found = played(env, states, torch.full((len(states), self.horizon, 1), 0.5))
         off = (0.5 if num_inference_steps == 2 else 0.0) * self.trajectory.observations.std
         return Imagined(found.observations + off, *found[1:]), torch.ones(())
 

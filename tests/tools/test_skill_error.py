@@ -8,7 +8,7 @@ from modules.role_tester import saved
 
 from diffrl_lightning import BehaviourCloning, Role, InputError, LatentSkills
 from diffrl_lightning.nets import Normal
-from diffrl_lightning.skill_error import skill_error
+from diffrl_lightning.tools.skill_error import skill_error
 
 MAZE = {"generate_steps": 6000, "join_episodes": 6000, "val_fraction": 0.3}
 
@@ -33,7 +33,7 @@ def test_a_skill_that_is_its_actions_repeats_the_chunk(tmp_path, monkeypatch):
     module = Recorded(4, 2, 2, horizon=6, hidden_dim=8, num_layers=1)
     monkeypatch.setattr(Role, "load_from_checkpoint", lambda path: module)
     output = tmp_path / "errors"
-    found = skill_error("pointmaze/umaze", "a.ckpt", num_chunks=40, data=MAZE, output=str(output))
+    found = skill_error("pointmaze/umaze", "a.ckpt", num_chunks=40, **MAZE, output=str(output))
     assert found["skill"]["horizons"] == [1, 2, 5, 6]
     for name in ("recorded actions", "skill"):
         assert found[name]["mean"] == pytest.approx([0] * 4, abs=1e-4)
@@ -48,8 +48,8 @@ def test_a_skill_that_is_its_actions_repeats_the_chunk(tmp_path, monkeypatch):
 def test_what_it_can_not_measure_is_refused(tmp_path):
     other = saved(BehaviourCloning(4, 2, hidden_dim=8), tmp_path / "other.ckpt")
     with pytest.raises(InputError, match="holds a BehaviourCloning"):
-        skill_error("pointmaze/umaze", other, data=MAZE)
+        skill_error("pointmaze/umaze", other, **MAZE)
     skills = LatentSkills(4, 2, 2, horizon=6, hidden_dim=8, num_layers=1)
     path = saved(skills, tmp_path / "skills.ckpt")
     with pytest.raises(InputError, match=r"must lie in \[1, 6\]"):
-        skill_error("pointmaze/umaze", path, horizons=[7], data=MAZE)
+        skill_error("pointmaze/umaze", path, horizons=[7], **MAZE)

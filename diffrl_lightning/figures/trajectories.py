@@ -1,18 +1,16 @@
-"""Draws plans over time, and what came of them, where there is no maze."""
+"""Plans over time beside what was executed, where there is no maze."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.collections import LineCollection
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
+from diffrl_lightning.figures.panels import panels, share_legend
 from diffrl_lightning.types import Episode, PlanSnapshot
 
 _EXECUTED, _PLAN = "0.15", "tab:red"
@@ -21,54 +19,42 @@ _VALUES = ListedColormap(colormaps["Blues"](np.linspace(0.2, 1, 256)))
 _WINDOW = 200  # environment steps
 
 
-def draw_imagined(
-    episode: Episode,
-    *,
-    names: Sequence[str] | None = None,
-    num_dims: int = 4,
-    num_plans: int = 6,
-    window: int | None = None,
-) -> Figure:
+def draw_imagined(episode: Episode, *, num_dims: int = 4, num_plans: int = 6) -> Figure:
     """Imagined against executed observations, a panel for each of a few of their dimensions.
 
-    The dimensions are those in which the executed observations spread most, the plans the first that
-    do not overlap. Candidates are shaded from the worst to the best of their plan, as values differ
-    more from state to state than within a plan; above the first panel stands what they are.
+    The dimensions are those of the largest standard deviation along the path, the plans the first that
+    do not overlap. Candidates are shaded by value from the worst to the best of their plan, since
+    values differ more between states than within a plan; the range stands above the first panel.
 
     Args:
         episode: with a path and snapshots.
-        names: of the observation's dimensions.
         num_dims: panels, at most.
-        num_plans: plans drawn, at most.
-        window: steps of the episode within which they begin; default 15 times the length of a plan,
-            so that one can still be made out, and at most 200.
+        num_plans: plans drawn, at most; they begin within 15 times the length of a plan, so that one
+            can still be made out, and within 200 steps.
     """
-    plans = _apart(episode.snapshots, num_plans, window)
+    plans = _apart(episode.snapshots, num_plans)
     end, width = int(_steps(plans[-1])[-1]), plans[0].observations.shape[1]
     path = np.array(episode.path)[: end + 1, :width]  # (T, O), without a goal
     dims = sorted(np.argsort(-path.std(0), kind="stable")[:num_dims].tolist())
-    figure = Figure(figsize=(11, 1.9 * len(dims) + 1), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(len(dims), 1, sharex=True, squeeze=False)[:, 0]
+    figure, grid = panels((11, 1.9 * len(dims) + 1), len(dims), sharex=True)
+    axes = grid[:, 0]
     for axis, dim in zip(axes, dims, strict=True):
         _panel(axis, path[:, dim], plans, dim)
-        axis.set_ylabel(names[dim] if names else f"observation {dim}")
+        axis.set_ylabel(f"observation {dim}")
     axes[-1].set_xlabel("environment step")
     axes[-1].set_xlim(-0.01 * end, 1.01 * end + 1e-3)
     outcome = f"return {episode.episode_return:.4g} in {episode.length} steps"
     figure.suptitle(f"Imagined against executed, {outcome}", fontsize=12)
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+    share_legend(figure, axes[0])
     if any(_has_choice(plan) for plan in plans):
         _explain_values(figure, axes, plans)
     return figure
 
 
-def _apart(snapshots: list[PlanSnapshot], most: int, window: int | None) -> list[PlanSnapshot]:
+def _apart(snapshots: list[PlanSnapshot], most: int) -> list[PlanSnapshot]:
     """The first plans of which each begins where the one before has ended."""
     chosen = snapshots[:1]
-    if window is None:
-        window = min(_WINDOW, 15 * chosen[0].stride * len(chosen[0].observations))
+    window = min(_WINDOW, 15 * chosen[0].stride * len(chosen[0].observations))
     for snapshot in snapshots[1:]:
         if len(chosen) == most or snapshot.step >= window:
             break
@@ -105,7 +91,6 @@ def _panel(axis: Axes, executed: np.ndarray, plans: list[PlanSnapshot], dim: int
 
 def _candidates(axis: Axes, steps: np.ndarray, plan: PlanSnapshot, dim: int) -> None:
     assert plan.candidates is not None
-    assert plan.values is not None
     ys = plan.candidates[..., dim]
     lines = np.stack([np.broadcast_to(steps, ys.shape), ys], -1)  # (K, H, 2)
     axis.add_collection(

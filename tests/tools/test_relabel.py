@@ -7,7 +7,7 @@ import torch
 from modules.role_tester import ready, saved
 
 from diffrl_lightning import Diffuser, InputError, RelativeReward, SequenceData
-from diffrl_lightning.relabel import relabel
+from diffrl_lightning.tools.relabel import relabel
 
 SIZE = {"horizon": 8, "num_train_timesteps": 8, "dim": 16}
 
