@@ -1,5 +1,6 @@
 """``diffrl fit``, ``validate``, ``test`` and ``predict``: Lightning's command line, with the links and
-defaults of this library."""
+defaults of this library.
+"""
 
 from __future__ import annotations
 
@@ -104,7 +105,10 @@ class DiffRLCLI(LightningCLI):
         config = self.config[self.config.subcommand]
         for logger in _loggers(config.trainer):
             default = inspect.signature(_named(logger.class_path)).parameters.get("name")
-            if default is not None and logger.init_args.get("name", default.default) == default.default:
+            if (
+                default is not None
+                and logger.init_args.get("name", default.default) == default.default
+            ):
                 logger.init_args.name = config.name
         self._given = given
         super().instantiate_classes()

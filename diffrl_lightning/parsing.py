@@ -15,13 +15,17 @@ from lightning.pytorch.cli import LightningArgumentParser
 from diffrl_lightning.modules.base import Role
 from diffrl_lightning.types import Acting
 
-_BASES: dict[str, tuple[type, str]] = {  # of the classes that an argument may name, by its last name
+_BASES: dict[
+    str, tuple[type, str]
+] = {  # of the classes that an argument may name, by its last name
     "acting": (Acting, "way to act"),
     "sampling": (Acting, "way to sample"),
     "model": (Role, "role"),
     "data": (LightningDataModule, "datamodule"),
 }
-_MARK = "\x02{}\x03"  # around the sentence of a class's own parser, in the message of those around it
+_MARK = (
+    "\x02{}\x03"  # around the sentence of a class's own parser, in the message of those around it
+)
 
 set_parsing_settings(subclasses_enabled=[Acting])
 

@@ -17,8 +17,8 @@ from modules.role_tester import quiet_trainer, ready
 
 from diffrl_lightning import (
     DataSynthesizer,
-    Role,
     InputError,
+    Role,
     SampleWriter,
     SequenceData,
     TrajectorySynthesizer,

@@ -11,9 +11,9 @@ from modules.role_tester import saved
 from diffrl_lightning import (
     BehaviourCloning,
     ChunkData,
-    Role,
     EnsembleDynamics,
     InputError,
+    Role,
     SequenceData,
 )
 from diffrl_lightning.tools.dynamics_error import dynamics_error, held_out

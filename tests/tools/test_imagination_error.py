@@ -7,7 +7,7 @@ import pytest
 import torch
 from modules.role_tester import saved
 
-from diffrl_lightning import Role, DynamicsAgent, EnsembleDynamics, InputError
+from diffrl_lightning import DynamicsAgent, EnsembleDynamics, InputError, Role
 from diffrl_lightning.tools.imagination_error import imagination_error, played
 from diffrl_lightning.types import Imagined
 

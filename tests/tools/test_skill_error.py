@@ -6,7 +6,7 @@ import pytest
 import torch
 from modules.role_tester import saved
 
-from diffrl_lightning import BehaviourCloning, Role, InputError, LatentSkills
+from diffrl_lightning import BehaviourCloning, InputError, LatentSkills, Role
 from diffrl_lightning.nets import Normal
 from diffrl_lightning.tools.skill_error import skill_error
 

@@ -7,7 +7,7 @@ import pytest
 from conftest import write_d4rl
 from modules.role_tester import saved
 
-from diffrl_lightning import BehaviourCloning, DiffusedValue, Role, InputError
+from diffrl_lightning import BehaviourCloning, DiffusedValue, InputError, Role
 from diffrl_lightning.tools.value_ranks import value_ranks
 
 SMALL = {"hidden_dim": 8, "num_blocks": 1, "embed_dim": 8, "num_train_timesteps": 4}
