@@ -74,9 +74,8 @@ class PlanActing(GuidedSampling):
 class Diffuser(DiffusionModule):
     """A diffusion model over trajectories of actions and states, conditioned by in-painting.
 
-    A trajectory is (H, A + O), actions first. Its first state is given; where the environment has a
-    goal, the first G entries of its last state are too. Where rewards matter, a ``TrajectoryValue``
-    guides the plans and chooses among them.
+    A trajectory is (H, A + O), actions first; its first state is given and, where there is a goal, the
+    first G entries of its last one. A ``TrajectoryValue`` may guide plans and choose among them.
 
     Args:
         observation_dim: O, taken from the data.
