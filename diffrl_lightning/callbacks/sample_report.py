@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from diffrl_lightning.metrics import SampleQuality
-from diffrl_lightning.types import InputError
+from diffrl_lightning.types import Acting, at_least
 
 Rows = dict[str, Tensor]
 PARTS = ("observations", "actions", "rewards", "next_observations")  # a trajectory has no next ones
@@ -28,16 +28,19 @@ class SampleReport(pl.Callback):
 
     Args:
         num_samples: samples of a validation.
-        sampling: keywords of the role's ``sample``.
+        sampling: how to sample, a ``SynthesisSampling``.
 
     Raises:
         InputError: if there are to be fewer than 2 samples.
     """
 
-    def __init__(self, num_samples: int = 2_000, sampling: dict[str, Any] | None = None) -> None:
-        if num_samples < 2:
-            raise InputError(f"{num_samples=} must be at least 2.")
-        self.num_samples, self.sampling = num_samples, sampling or {}
+    def __init__(self, num_samples: int = 2_000, sampling: Acting | None = None) -> None:
+        at_least(2, num_samples=num_samples)
+        self.num_samples, self.sampling = num_samples, sampling
+
+    def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
+        """Refuse, before any training, what the model can not sample."""
+        pl_module.check_sampling(self.sampling)
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Draw, measure and log, in the first process."""
@@ -48,7 +51,7 @@ class SampleReport(pl.Callback):
         chosen = np.random.default_rng(0).permutation(len(data))[: self.num_samples]
         real = steps_of(data[torch.from_numpy(chosen)])
         generator = torch.Generator(pl_module.device).manual_seed(0)
-        samples = pl_module.sample(self.num_samples, generator=generator, **self.sampling)
+        samples = pl_module.sample(self.num_samples, self.sampling, generator=generator)
         drawn = steps_of({name: value.float().cpu() for name, value in samples.items()})
         metric = SampleQuality(num_neighbours=0, sync_on_compute=False)  # this process alone
         metric.update(joined_rows(real), real=True)

@@ -47,6 +47,7 @@ class OfflineData(pl.LightningDataModule, ABC):
         pin_memory: copy batches to page-locked memory, for CUDA.
     """
 
+    prediction_jobs: DataLoader | None = None
     makes: ClassVar[Literal["windows", "transitions", "futures", "chunks"]]
 
     def __init__(
@@ -225,9 +226,14 @@ class OfflineData(pl.LightningDataModule, ABC):
         return DataLoader([0])  # type: ignore[arg-type]
 
     def predict_dataloader(self) -> DataLoader:
-        """What the model is asked to draw, which is not a matter of data."""
-        assert self.trainer is not None
-        return self.trainer.lightning_module.predict_dataloader()
+        """What the callback SampleWriter wants drawn.
+
+        Raises:
+            InputError: if there is none.
+        """
+        if self.prediction_jobs is None:
+            raise InputError("predict writes a dataset: say where with synthesis.output.")
+        return self.prediction_jobs
 
     def _loader(self, dataset: Any, position: Callable[[], int] = lambda: 0) -> DataLoader:
         sampler = BatchSampler(
