@@ -8,7 +8,7 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 
-from diffrl_lightning.data.replay import ReplayData
+from diffrl_lightning.data.online import ReplayData
 from diffrl_lightning.types import Acting, InputError, TransitionBatch, at_least
 
 

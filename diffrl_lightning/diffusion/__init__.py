@@ -1,11 +1,17 @@
 """The mathematics of diffusion: schedules, process, samplers, guidance, constraints."""
 
-from diffrl_lightning.diffusion.constraints import Inpaint, inpaint
+from diffrl_lightning.diffusion.constraints import Inpaint, inpaint, known_states
 from diffrl_lightning.diffusion.draw import Sampler, Sampling, draw
 from diffrl_lightning.diffusion.edm import EDM, heun_sample, heun_steps
 from diffrl_lightning.diffusion.gaussian import GaussianDiffusion, PredictionType
-from diffrl_lightning.diffusion.guidance import classifier_free, compose, value_guided
-from diffrl_lightning.diffusion.noise import choose, rand, randint, randn
+from diffrl_lightning.diffusion.guidance import (
+    GuidedSampling,
+    classifier_free,
+    compose,
+    compose_conditions,
+    value_guided,
+)
+from diffrl_lightning.diffusion.noise import choose, geometric, rand, randint, randn
 from diffrl_lightning.diffusion.policy_guided import (
     PolicyDrawn,
     PolicyGuided,
@@ -32,6 +38,7 @@ __all__ = [
     "EDM",
     "BetaSchedule",
     "GaussianDiffusion",
+    "GuidedSampling",
     "Inpaint",
     "PolicyDrawn",
     "PolicyGuided",
@@ -42,16 +49,19 @@ __all__ = [
     "choose",
     "classifier_free",
     "compose",
+    "compose_conditions",
     "cosine_betas",
     "ddim_sample",
     "ddpm_sample",
     "dpmpp_sample",
     "draw",
     "follow_gaussian",
+    "geometric",
     "heun_sample",
     "heun_steps",
     "inference_timesteps",
     "inpaint",
+    "known_states",
     "linear_betas",
     "make_betas",
     "power_cosine_betas",

@@ -16,11 +16,11 @@ from diffrl_lightning.types import DenoiseFn, Generators, InputError
 class EDM(nn.Module):
     """Diffusion ``x_sigma = x_0 + sigma eps`` over tensors of any shape (B, *S).
 
-    The network F is asked for what is of unit size at every level; the clean sample is estimated by::
+    The network F has targets of unit variance at every level; the clean sample is estimated by::
 
         D(x; sigma) = c_skip(sigma) x + c_out(sigma) F(c_in(sigma) x; c_noise(sigma))
 
-    (Karras et al. 2022, eq. 7 and table 1). It is the family of :class:`GaussianDiffusion`, told in
+    (Karras et al. 2022, eq. 7 and table 1). It is the family of :class:`GaussianDiffusion` in
     other coordinates: ``sigma = sqrt((1 - abar) / abar)`` and ``x_sigma = x_t / sqrt(abar)``; at
     ``sigma_data`` 1 the network sees x_t itself and returns -v. So :meth:`discrete` makes a
     discrete diffusion of some of the levels, on which every other sampler runs with the same network.

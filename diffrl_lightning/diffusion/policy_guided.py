@@ -26,8 +26,8 @@ class PolicyGuided:
 
     It goes to a sampler in the place of the network. At each of its calls it predicts the clean
     trajectory from the actions scaled by sqrt(abar_t), as the network was trained; then the actions
-    take a step along the policy's score at the predicted states, and noise as the sampler adds it. At
-    the last call they only stay within bounds.
+    take a step along the policy's score at the predicted states, and noise of the posterior's variance.
+    At the last call they are only kept within bounds.
 
     Args:
         denoise: ``x (B, H, D), scaled actions (B, H, A), t (B,) -> x0 (B, H, D)``.

@@ -5,13 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from diffrl_lightning import (
-    ChunkData,
-    InputError,
-    LatentDiffusion,
-    Role,
-    SkillPlanActing,
-)
+from diffrl_lightning import ChunkData, InputError, LatentDiffusion, Role, SkillPlanActing
 from diffrl_lightning.nets import Normal
 from diffrl_lightning.normalizers import TrajectoryNormalizer
 from modules.role_tester import check_role, quiet_trainer, saved, small_skills
