@@ -2,29 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
 from diffrl_lightning.diffusion import randn
+from diffrl_lightning.modules.acting import GaussianActing
 from diffrl_lightning.modules.base import DiffusionModule
 from diffrl_lightning.nets import EMA, mlp
 from diffrl_lightning.normalizers import NormalizerKind, TrajectoryNormalizer
 from diffrl_lightning.policies import ChunkedPolicy
-from diffrl_lightning.types import Acting, Generators, InputError, TransitionBatch, one_of
-
-
-@dataclass(frozen=True, kw_only=True)
-class GaussianActing(Acting):
-    """How a role with a Gaussian over actions acts.
-
-    Args:
-        temperature: factor of the standard deviation; 0 plays the mean.
-    """
-
-    temperature: float = 0.0
-    least: ClassVar = {"temperature": 0}
+from diffrl_lightning.types import Generators, InputError, TransitionBatch, one_of
 
 
 class BehaviourCloning(DiffusionModule):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from diffrl_lightning.policies.base import BatchPolicy
-from diffrl_lightning.types import Generators, InputError
+from diffrl_lightning.types import Generators, InputError, at_least, one_of
 
 Execute = Literal["actions", "states"]
 
@@ -23,7 +23,7 @@ class Plan(NamedTuple):
 
 
 class PlanFn(Protocol):
-    """Makes plans; what a planner's module lends to its policy."""
+    """Makes plans: a role's ``plan`` with its way to act bound."""
 
     def __call__(
         self,
@@ -34,11 +34,15 @@ class PlanFn(Protocol):
         elapsed: Tensor,
         previous: Plan | None,
     ) -> Plan:
-        """Plans from states (N, O) to goals (N, G).
+        """Plans from states (N, O) to goals (N, G), in environment units.
 
-        With ``n_obs_steps`` C > 1 the last C states (N, C, O), the oldest first, a stride apart; before
-        an episode's first step they repeat its first state. ``elapsed`` (N,) counts the plan's steps
-        since an episode's first plan; ``previous`` plans are moved on to now.
+        Args:
+            observations: states (N, O); with ``n_obs_steps`` C > 1 the last C of them (N, C, O), the
+                oldest first, a stride apart; an episode's first state stands for those before it.
+            goals: (N, G), None where the environment has none.
+            generator: source of noise, one for each state.
+            elapsed: steps of a plan (N,) since an episode's first plan.
+            previous: the last plans, shifted to begin now; None without a warm start.
         """
 
 
@@ -56,10 +60,10 @@ class PlannerPolicy(BatchPolicy):
         stride: environment steps from one step of a plan to the next.
         execute: ``actions`` plays the planned actions; ``states`` follows the planned positions with
             the force ``kp (x* - x) + kd (v* - v)``, where the state is (positions, velocities) and the
-            action a force on each position; after the plan's end it holds the last position.
+            action a force on each position; beyond the plan's end the last position is held.
         replan_every: environment steps from one plan to the next; None plans once (open loop).
-        warm_start: begin a new plan from the last one, moved on in time.
-        lookahead: environment steps that the law aims ahead on the plan; it makes up for its lag.
+        warm_start: begin a new plan from the last one, shifted to begin now.
+        lookahead: environment steps that the law aims ahead on the plan, against its lag.
         kp: gain of the position's error.
         kd: gain of the velocity's error.
         options: ``n_obs_steps``, ``device`` and ``dtype`` of :class:`BatchPolicy`.
@@ -83,10 +87,8 @@ class PlannerPolicy(BatchPolicy):
         **options: Any,
     ) -> None:
         super().__init__(observation_dim=observation_dim, stride=stride, **options)
-        if execute not in ("actions", "states"):
-            raise InputError(f"{execute=} is unknown: choose actions or states.")
-        if replan_every is not None and replan_every < 1:
-            raise InputError(f"{replan_every=} must be at least 1, or null for open loop.")
+        one_of(("actions", "states"), execute=execute)
+        at_least(1, replan_every=replan_every)
         if warm_start and replan_every is None:
             raise InputError("warm_start needs replan_every: an open-loop plan has none before it.")
         self.plan = plan
@@ -99,13 +101,13 @@ class PlannerPolicy(BatchPolicy):
         """Observations (N, O + G) -> actions (N, A)."""
         self._observe(observations)
         due = self._due(self.replan_every)
-        # Those with a plan to start from apart from those without: so an episode does not depend on
-        # what its neighbours do.
+        # Warm starts are batched apart from cold ones, so that an episode does not depend on what its
+        # neighbours do.
         warm = due & (self._age >= 0) & torch.tensor(self.warm_start)
         groups = [mask.nonzero()[:, 0] for mask in (due & ~warm, warm) if mask.any()]
         self.new_plans = [(rows, self._replan(observations, rows)) for rows in groups]
         assert self._plan is not None
-        action = self._track(observations) if self.execute == "states" else self._played()
+        action = self._track(observations) if self.execute == "states" else self._planned_actions()
         self._tick()
         return action
 
@@ -113,15 +115,15 @@ class PlannerPolicy(BatchPolicy):
         """Plan for some environments."""
         goals = observations[rows, self.observation_dim :].to(self.device, self.dtype)
         elapsed = torch.div(self._clock[rows], self.stride, rounding_mode="floor")
-        made = self.plan(
+        plan = self.plan(
             self._states(observations, rows),
             goals if goals.shape[1] else None,
             generator=self._noise(rows),
             elapsed=elapsed.to(self.device),
             previous=self._previous(rows),
         )
-        plan = made._replace(
-            observations=made.observations.float().cpu(), actions=made.actions.float().cpu()
+        plan = plan._replace(
+            observations=plan.observations.float().cpu(), actions=plan.actions.float().cpu()
         )
         n = len(observations)
         if self._plan is None or len(self._plan.actions) != n:
@@ -133,17 +135,17 @@ class PlannerPolicy(BatchPolicy):
         return plan
 
     def _previous(self, rows: Tensor) -> Plan | None:
-        """The last plans of these rows moved on to now; None where they have none."""
+        """The last plans of these rows, shifted to begin now; None where they have none."""
         if not self.warm_start or self._plan is None or bool((self._age[rows] < 0).any()):
             return None
         horizon = self._plan.observations.shape[1]
         shift = torch.div(self._age[rows], self.stride, rounding_mode="floor")
         steps = (torch.arange(horizon) + shift[:, None]).clamp_max(horizon - 1)
         parts = (self._plan.observations, self._plan.actions)
-        moved = (part[rows[:, None], steps].to(self.device, self.dtype) for part in parts)
-        return Plan(*moved)
+        return Plan(*(part[rows[:, None], steps].to(self.device, self.dtype) for part in parts))
 
-    def _played(self) -> Tensor:
+    def _planned_actions(self) -> Tensor:
+        """The actions (N, A) of each plan's current step."""
         assert self._plan is not None
         actions = self._plan.actions
         step = torch.div(self._age, self.stride, rounding_mode="floor")

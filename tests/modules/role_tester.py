@@ -4,7 +4,7 @@ import lightning.pytorch as pl
 import torch
 
 from diffrl_lightning.data import ChunkData
-from diffrl_lightning.modules import Role, LatentDiffusion, LatentSkills
+from diffrl_lightning.modules import LatentDiffusion, LatentSkills, Role
 
 
 def quiet_trainer(tmp_path, **options):

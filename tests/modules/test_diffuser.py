@@ -7,7 +7,7 @@ import torch
 from conftest import write_d4rl
 from torch import nn
 
-from diffrl_lightning import Diffuser, DiffusionModule, SequenceData, TrajectoryValue
+from diffrl_lightning import Diffuser, Role, SequenceData, TrajectoryValue
 from diffrl_lightning.diffusion import draw, inpaint
 from diffrl_lightning.policies.planner import Plan
 from diffrl_lightning.types import InputError
