@@ -22,7 +22,7 @@ from diffrl_lightning.diffusion import (
     make_betas,
 )
 from diffrl_lightning.modules.base import DiffusionModule
-from diffrl_lightning.nets import EMA, Backbone, ConditionalDenoiser, InverseDynamics, make_backbone
+from diffrl_lightning.nets import Backbone, ConditionalDenoiser, InverseDynamics, make_backbone
 from diffrl_lightning.normalizers import BOUNDED, NormalizerKind, make_normalizer
 from diffrl_lightning.policies.planner import Plan, PlannerPolicy
 from diffrl_lightning.types import DenoiseFn, Generators, InputError, SequenceBatch, TrainingData
@@ -62,8 +62,6 @@ class DecisionDiffuser(DiffusionModule):
     conditions, and the action is the one that leads from the current state to the next.
 
     Args:
-        observation_dim: O, taken from the data.
-        action_dim: A, taken from the data.
         num_origins: datasets of the data's list, taken from the data: skills to choose from.
         horizon: H, taken from the data, the observed states included.
         stride: environment steps between two steps of a plan, taken from the data.
@@ -158,10 +156,6 @@ class DecisionDiffuser(DiffusionModule):
         self.returns = make_normalizer("limits", 1) if returns_scale is None else None
         weight = loss_discount ** torch.arange(horizon)[:, None]
         self.register_buffer("loss_weight", weight / weight.mean(), persistent=False)
-
-    def ema_pairs(self) -> list[tuple[EMA, nn.Module]]:
-        """The averages of the denoiser and of the inverse dynamics."""
-        return [(self.ema, self.denoiser), (self.inverse_ema, self.inverse_dynamics)]
 
     def fit_normalizers(self, data: TrainingData) -> None:
         """Take the statistics of the training episodes' states, actions and returns to go."""

@@ -78,8 +78,6 @@ class Diffuser(DiffusionModule):
     first G entries of its last one. A ``TrajectoryValue`` may guide plans and choose among them.
 
     Args:
-        observation_dim: O, taken from the data.
-        action_dim: A, taken from the data.
         horizon: H, taken from the data; it must divide by 2 for each level of the U-Net but one.
         stride: environment steps between two steps of a plan, taken from the data.
         backbone: a temporal ``unet``, or ``dit``, a transformer.
@@ -99,9 +97,6 @@ class Diffuser(DiffusionModule):
         action_weight: weight of the first action's loss.
         loss_discount: weight of each further step's loss, relative to the step before.
         training: keywords of :class:`DiffusionModule`.
-
-    Raises:
-        InputError: if the horizon does not divide, or an argument is unknown.
     """
 
     takes_goals = True

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from diffrl_lightning.diffusion import (
@@ -19,7 +19,7 @@ from diffrl_lightning.diffusion import (
 )
 from diffrl_lightning.modules.base import DiffusionModule
 from diffrl_lightning.modules.companions import SAME_TRAJECTORIES
-from diffrl_lightning.nets import EMA, TemporalValue, WindowValue
+from diffrl_lightning.nets import TemporalValue, WindowValue
 from diffrl_lightning.normalizers import NormalizerKind, TrajectoryNormalizer
 from diffrl_lightning.types import InputError, SequenceBatch, one_of
 
@@ -49,8 +49,6 @@ class RelativeReward(DiffusionModule):
     dataset of the list, from their labels, and needs no Diffusers; of more, ``data.train_on`` chooses.
 
     Args:
-        observation_dim: O, taken from the data.
-        action_dim: A, taken from the data.
         horizon: H, taken from the data.
         stride: environment steps between two steps of a plan, taken from the data.
         num_origins: datasets of the data's list, taken from the data.
@@ -71,9 +69,6 @@ class RelativeReward(DiffusionModule):
         beta_schedule: noise schedule, that of the Diffusers.
         normalizer: of states and actions, that of the Diffusers, whose statistics are taken.
         training: keywords of :class:`DiffusionModule`; ``compile`` is for a discriminator alone.
-
-    Raises:
-        InputError: if there are goals, or an argument is unknown or has no effect.
     """
 
     known: Tensor  # (H, A + O) bool, the entries that are given
@@ -134,10 +129,6 @@ class RelativeReward(DiffusionModule):
         known = known_states(horizon, action_dim, observation_dim)
         self.register_buffer("known", known, persistent=False)
         self.diffusers: list[Any] = []  # base and expert; in a list, to stay out of checkpoints
-
-    def ema_pairs(self) -> list[tuple[EMA, nn.Module]]:
-        """The average follows the reward."""
-        return [(self.ema, self.reward_net)]
 
     def setup(self, stage: str) -> None:
         """Load the two Diffusers, and take their statistics."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from diffrl_lightning.diffusion import (
     BetaSchedule,
@@ -16,7 +16,7 @@ from diffrl_lightning.diffusion import (
     randn,
 )
 from diffrl_lightning.modules.base import DiffusionModule
-from diffrl_lightning.nets import EMA, TemporalValue
+from diffrl_lightning.nets import TemporalValue
 from diffrl_lightning.normalizers import NormalizerKind, TrajectoryNormalizer, make_normalizer
 from diffrl_lightning.types import SequenceBatch, TrainingData
 
@@ -31,8 +31,6 @@ class TrajectoryValue(DiffusionModule):
     ``num_train_timesteps`` and ``beta_schedule``.
 
     Args:
-        observation_dim: O, taken from the data.
-        action_dim: A, taken from the data.
         horizon: H, taken from the data.
         stride: environment steps between two steps of a plan, taken from the data.
         dim: width of the first level.
@@ -74,10 +72,6 @@ class TrajectoryValue(DiffusionModule):
         self.returns = make_normalizer("gaussian", 1) if normalize_returns else None
         known = known_states(horizon, action_dim, observation_dim)
         self.register_buffer("known", known, persistent=False)
-
-    def ema_pairs(self) -> list[tuple[EMA, nn.Module]]:
-        """The average follows the value."""
-        return [(self.ema, self.value_net)]
 
     def fit_normalizers(self, data: TrainingData) -> None:
         """Take the statistics of the training episodes' states, actions and returns to go."""
