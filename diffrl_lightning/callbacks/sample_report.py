@@ -12,18 +12,18 @@ from matplotlib.figure import Figure
 from diffrl_lightning.callbacks.pictures import ValidationPicture
 from diffrl_lightning.figures.charts import draw_marginals
 from diffrl_lightning.metrics.synthesis import SampleQuality, column_names, joined_rows, steps_of
-from diffrl_lightning.types import at_least
+from diffrl_lightning.types import Acting, at_least
 
 
 class SampleReport(ValidationPicture):
     """Logs ``val/marginal`` and ``val/correlation`` of samples, and draws their histograms.
 
-    Every validation draws samples with the same noise and holds them against rows of held-out episodes.
+    Every validation draws samples from the same noise and compares them with held-out rows.
     The histograms go to TensorBoard and to ``samples_val.png`` in the run's folder.
 
     Args:
         num_samples: samples of a validation.
-        sampling: keywords of the role's ``sample``.
+        sampling: how samples are drawn, a ``SynthesisSampling``; default as the class has it.
 
     Raises:
         InputError: if there are to be fewer than 2 samples.
@@ -31,9 +31,13 @@ class SampleReport(ValidationPicture):
 
     picture = "samples"
 
-    def __init__(self, num_samples: int = 2_000, sampling: dict[str, Any] | None = None) -> None:
+    def __init__(self, num_samples: int = 2_000, sampling: Acting | None = None) -> None:
         at_least(2, num_samples=num_samples)
-        self.num_samples, self.sampling = num_samples, sampling or {}
+        self.num_samples, self.sampling = num_samples, sampling
+
+    def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
+        """Refuse, before any training, what the model can not sample."""
+        pl_module.check_sampling(self.sampling)
 
     def draw(self, trainer: pl.Trainer, pl_module: Any) -> Figure:
         """Histograms of every dimension; logs how well they agree."""
@@ -41,7 +45,7 @@ class SampleReport(ValidationPicture):
         chosen = np.random.default_rng(0).permutation(len(data))[: self.num_samples]
         real = steps_of(data[torch.from_numpy(chosen)])
         generator = torch.Generator(pl_module.device).manual_seed(0)
-        samples = pl_module.sample(self.num_samples, generator=generator, **self.sampling)
+        samples = pl_module.sample(self.num_samples, self.sampling, generator=generator)
         drawn = steps_of({name: value.float().cpu() for name, value in samples.items()})
         x, y = joined_rows(real), joined_rows(drawn)
         metric = SampleQuality(num_neighbours=0, sync_on_compute=False)  # this process alone
