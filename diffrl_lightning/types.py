@@ -47,37 +47,33 @@ def at_least(least: float, **values: float | None) -> None:
     Raises:
         InputError: naming the first of them.
     """
-    for name, value in values.items():
-        if value is not None and not value >= least:
-            raise InputError(f"{name}={value} must be at least {least}.")
+    _refuse(values, lambda value: value >= least, f"be at least {least}")
 
 
 def above(bound: float, **values: float | None) -> None:
     """Refuse arguments that are not above a bound; as :func:`at_least`."""
-    for name, value in values.items():
-        if value is not None and not value > bound:
-            raise InputError(f"{name}={value} must be above {bound}.")
+    _refuse(values, lambda value: value > bound, f"be above {bound}")
 
 
 def within(low: float, high: float, **values: float | None) -> None:
     """Refuse arguments outside [low, high]; as :func:`at_least`."""
-    for name, value in values.items():
-        if value is not None and not low <= value <= high:
-            raise InputError(f"{name}={value} must lie in [{low}, {high}].")
+    _refuse(values, lambda value: low <= value <= high, f"lie in [{low}, {high}]")
 
 
 def between(low: float, high: float, **values: float | None) -> None:
     """Refuse arguments outside (low, high); as :func:`at_least`."""
-    for name, value in values.items():
-        if value is not None and not low < value < high:
-            raise InputError(f"{name}={value} must lie in ({low}, {high}).")
+    _refuse(values, lambda value: low < value < high, f"lie in ({low}, {high})")
 
 
 def shares(**values: float | None) -> None:
     """Refuse arguments outside (0, 1], such as discounts and target rates; as :func:`at_least`."""
+    _refuse(values, lambda value: 0 < value <= 1, "lie in (0, 1]")
+
+
+def _refuse(values: dict[str, Any], allowed: Callable[[Any], bool], rule: str) -> None:
     for name, value in values.items():
-        if value is not None and not 0 < value <= 1:
-            raise InputError(f"{name}={value} must lie in (0, 1].")
+        if value is not None and not allowed(value):
+            raise InputError(f"{name}={value} must {rule}.")
 
 
 def one_of(choices: Sequence[Any], **values: Any) -> None:

@@ -115,7 +115,7 @@ def follow_gaussian(
     timesteps: Sequence[int],
     generator: Generators = None,
 ) -> PolicyGuided | PolicyDrawn:
-    """Guidance by a Gaussian policy: along its score, within 3 standard deviations, or by draws from it.
+    """Guidance by a Gaussian policy: along its score, within 3 deviations, or by draws from it.
 
     Args:
         follows: which of the two.

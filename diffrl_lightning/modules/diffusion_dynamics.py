@@ -18,8 +18,7 @@ from diffrl_lightning.diffusion import (
     power_cosine_betas,
     randn,
 )
-from diffrl_lightning.modules.base import DiffusionModule
-from diffrl_lightning.modules.checks import check_raw_rewards
+from diffrl_lightning.modules.environment_model import EnvironmentModel, absorb
 from diffrl_lightning.nets import Normal, StepTransformer, TransitionMLP
 from diffrl_lightning.normalizers import GaussianNormalizer, TrajectoryNormalizer, make_normalizer
 from diffrl_lightning.types import (
@@ -27,7 +26,6 @@ from diffrl_lightning.types import (
     DenoiseFn,
     Generators,
     Imagined,
-    TrainingData,
     above,
     at_least,
     one_of,
@@ -39,14 +37,13 @@ PolicyFn = Callable[[Tensor], Normal]
 _PREDICTION_STEPS = 4
 
 
-class DiffusionDynamics(DiffusionModule):
+class DiffusionDynamics(EnvironmentModel):
     """States, rewards and terminations of H steps, diffused given the first state and the actions.
 
-    All steps of a trajectory are denoised together, so that errors do not compound from step to step as
-    in an autoregressive model. Actions are an input, scaled by sqrt(abar_t), and not denoised.
-    ``predict`` rolls out given actions. ``imagine`` rolls out a policy: actions begin as noise and, at
-    each step of the sampler, climb the policy's density at the states predicted there, or are drawn
-    from it.
+    All steps are denoised together, so that errors do not compound as in an autoregressive model.
+    Actions are an input, scaled by sqrt(abar_t), and not denoised. ``predict`` rolls out given actions.
+    ``imagine`` rolls out a policy: actions begin as noise and, at each step of the sampler, climb the
+    policy's density at the states predicted there, or are drawn from it.
 
     A trajectory that terminates keeps its last state for the rest of the window, at no reward; the rest
     of one that is truncated has no weight. Terminations are a channel of 0 and 1, which is not
@@ -63,8 +60,8 @@ class DiffusionDynamics(DiffusionModule):
         num_heads: heads of the transformer.
         num_train_timesteps: T.
         schedule_power: abar = cos(pi u / 2) ** (2 power): the lower, the later comes the noise.
-        follows: how imagined actions follow a policy: along its ``score``, by a step size that is tuned,
-            as published, or by ``draws`` from it at the states predicted so far.
+        follows: how imagined actions follow a policy: along its ``score``, by a tuned step size, as
+            published, or by ``draws`` from it at the states predicted so far.
         training: keywords of :class:`DiffusionModule`.
 
     Raises:
@@ -109,7 +106,6 @@ class DiffusionDynamics(DiffusionModule):
         betas = power_cosine_betas(num_train_timesteps, schedule_power)
         self.diffusion = GaussianDiffusion(betas, "x0")
         width = observation_dim + 2
-        self.denoiser: TransitionMLP | StepTransformer
         if self.flat:
             self.denoiser = TransitionMLP(
                 horizon * width,
@@ -131,21 +127,8 @@ class DiffusionDynamics(DiffusionModule):
         self.register_buffer("known", known, persistent=False)
         self.register_buffer("step_size", torch.tensor(0.005))
 
-    def fit_normalizers(self, data: TrainingData) -> None:
-        """Take the statistics of the training episodes' states, actions and rewards.
-
-        Raises:
-            InputError: if the data's rewards are not those of the environment.
-        """
-        check_raw_rewards(data)
-        super().fit_normalizers(data)
-        self.rewards.fit(*data.training_rows("rewards"))
-
     def compute_loss(self, batch: ChunkBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Error of the denoised trajectory (Ho et al. 2020, eq. 14, of x0), given scaled actions.
-
-        Logged is the terminations' share of it.
-        """
+        """Error of the denoised trajectory, x0 in eq. 14 of Ho et al. 2020; the terminations' share."""
         x0, actions, weight = self._trajectories(batch)
         channels: list[Tensor] = []
 
@@ -156,10 +139,8 @@ class DiffusionDynamics(DiffusionModule):
             channels.append(error.masked_fill(self.known, 0.0).mean((0, 1)))
             return prediction
 
-        loss = self.diffusion.loss(
-            denoise, x0, weight=weight, constraint=inpaint(x0, self.known)
-        ).mean()
-        return loss, {"ends_share": channels[0][-1] / channels[0].sum()}
+        loss = self.diffusion.loss(denoise, x0, weight=weight, constraint=inpaint(x0, self.known))
+        return loss.mean(), {"ends_share": channels[0][-1] / channels[0].sum()}
 
     def _trajectories(self, batch: ChunkBatch) -> tuple[Tensor, Tensor, Tensor]:
         """Normalised trajectories (B, H, O + 2), actions (B, H, A), and weights of steps (B, H, 1)."""
@@ -181,8 +162,7 @@ class DiffusionDynamics(DiffusionModule):
         """The clean trajectories (B, H, O + 2) of noised ones at steps (B,), by scaled actions."""
         if not self.flat:
             return net(x, t, actions)
-        signal, noise = self.diffusion.signal_noise(t, 1)
-        return net(x, (noise / signal).log() / 4, actions.flatten(1))  # c_noise, as in EDM
+        return net(x, self.diffusion.c_noise(t), actions.flatten(1))
 
     @torch.no_grad()
     def predict(
@@ -201,8 +181,7 @@ class DiffusionDynamics(DiffusionModule):
         Args:
             states: (N, O).
             actions: (N, L, A).
-            num_inference_steps: network evaluations of each, default 4: more are hardly better, as
-                nothing has to agree with the actions.
+            num_inference_steps: network evaluations of each, default 4: more are hardly better.
             generator: source of noise, one for all or one a row.
         """
         train_steps = self.diffusion.num_train_timesteps
@@ -214,17 +193,22 @@ class DiffusionDynamics(DiffusionModule):
         padded = self.trajectory.actions.normalize(torch.cat([actions, padding], 1))
         for first in range(0, max(1, length - 1), self.horizon - 1):
             given = padded[:, first : first + self.horizon]
-
-            def denoise(x: Tensor, t: Tensor, given: Tensor = given) -> Tensor:
-                signal, _ = self.diffusion.signal_noise(t, 3)
-                return self._denoise(self.ema, x, signal * given, t)
-
-            part = self._unnormalized(self._sample(at, denoise, timesteps, generator), given)
+            x = self._sample(self._start(at), self._given(given), timesteps, generator)
+            part = self._unnormalized(x, given)
             at = part.observations[:, -1]
             parts.append([x[:, :-1] for x in part])
         parts[-1] = list(part)  # of the last one its last step too
         whole = Imagined(*(torch.cat(x, 1)[:, :length] for x in zip(*parts, strict=True)))
-        return _absorbed(whole)
+        return absorb(whole)
+
+    def _given(self, actions: Tensor) -> DenoiseFn:
+        """The averaged network with normalised actions (N, H, A) bound, scaled as in training."""
+
+        def denoise(x: Tensor, t: Tensor) -> Tensor:
+            signal, _ = self.diffusion.signal_noise(t, 3)
+            return self._denoise(self.ema, x, signal * actions, t)
+
+        return denoise
 
     @torch.no_grad()
     def imagine(
@@ -248,7 +232,13 @@ class DiffusionDynamics(DiffusionModule):
             of (a - mean) / std under the policy. The policy's own is 1, to which ``tune`` brings it.
         """
         timesteps = inference_timesteps(self.diffusion.num_train_timesteps, num_inference_steps)
-        known, gaussian = self._start(states), self._normalized_policy(policy)
+        known, normalizer = self._start(states), self.trajectory.actions
+        assert isinstance(normalizer, GaussianNormalizer)
+
+        @lru_cache(maxsize=1)  # score and bounds are asked for at one prediction after the other
+        def gaussian(x0: Tensor) -> Normal:
+            mean, std = policy(self._states(x0))
+            return Normal(normalizer.normalize(mean), std / normalizer.std)
 
         def denoise(x: Tensor, actions: Tensor, t: Tensor) -> Tensor:
             return torch.where(self.known, known, self._denoise(self.ema, x, actions, t))
@@ -263,10 +253,10 @@ class DiffusionDynamics(DiffusionModule):
             timesteps=timesteps,
             generator=generator,
         )
-        x = self._sample(states, guided, timesteps, generator)
+        x = self._sample(known, guided, timesteps, generator)
         mean, std = gaussian(x)
         spread = ((guided.actions - mean) / std).std((0, 1)).mean()
-        return _absorbed(self._unnormalized(x, guided.actions)), spread
+        return absorb(self._unnormalized(x, guided.actions)), spread
 
     def tune(self, spread: Tensor, lr: float = 3e-3) -> None:
         """Move the step size, up to 1, so that imagined actions spread as the policy's do.
@@ -278,18 +268,6 @@ class DiffusionDynamics(DiffusionModule):
         self.step_size *= torch.exp(lr * (spread - 1)).to(self.step_size)
         self.step_size.clamp_(max=1.0)
 
-    def _normalized_policy(self, policy: PolicyFn) -> PolicyFn:
-        """The policy over normalised actions (N, H, A) at normalised trajectories (N, H, O + 2)."""
-        normalizer = self.trajectory.actions
-        assert isinstance(normalizer, GaussianNormalizer)
-
-        @lru_cache(maxsize=1)  # score and bounds are asked for at one prediction after the other
-        def gaussian(x0: Tensor) -> Normal:
-            mean, std = policy(self._states(x0))
-            return Normal(normalizer.normalize(mean), std / normalizer.std)
-
-        return gaussian
-
     def _start(self, states: Tensor) -> Tensor:
         """Trajectories (N, H, O + 2) of which only the first state (N, O) is set."""
         first = self.trajectory.observations.normalize(states)
@@ -298,10 +276,9 @@ class DiffusionDynamics(DiffusionModule):
         return x
 
     def _sample(
-        self, states: Tensor, denoise: DenoiseFn, timesteps: Sequence[int], generator: Generators
+        self, known: Tensor, denoise: DenoiseFn, timesteps: Sequence[int], generator: Generators
     ) -> Tensor:
-        """Normalised trajectories (N, H, O + 2) from states (N, O)."""
-        known = self._start(states)
+        """Normalised trajectories (N, H, O + 2) from the first states of ``known``."""
         return ddpm_sample(
             self.diffusion,
             denoise,
@@ -321,14 +298,3 @@ class DiffusionDynamics(DiffusionModule):
             self.rewards.unnormalize(x[..., -2:-1])[..., 0],
             (x[..., -1] > 0.5).to(x),
         )
-
-
-def _absorbed(found: Imagined) -> Imagined:
-    """Trajectories whose terminations are absorbing, whatever was predicted behind them."""
-    ended = found.terminations.cummax(1).values
-    before = torch.cat([torch.zeros_like(ended[:, :1]), ended[:, :-1]], 1)
-    # The state behind the step that ended it is the last one.
-    last = (1 - before).sum(1).long().clamp(max=ended.shape[1] - 1)
-    final = found.observations.take_along_dim(last[:, None, None], 1)
-    observations = torch.where(before[..., None] > 0, final, found.observations)
-    return Imagined(observations, found.actions, found.rewards * (1 - before), ended)

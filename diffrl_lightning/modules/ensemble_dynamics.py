@@ -8,14 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 
-from diffrl_lightning.modules.base import DiffusionModule
-from diffrl_lightning.modules.checks import check_raw_rewards
+from diffrl_lightning.modules.environment_model import EnvironmentModel
 from diffrl_lightning.nets import EMA, EnsembleMLP
 from diffrl_lightning.normalizers import TrajectoryNormalizer, make_normalizer
-from diffrl_lightning.types import Imagined, TrainingData, TransitionBatch, at_least
+from diffrl_lightning.types import Imagined, TransitionBatch, at_least
 
 
-class EnsembleDynamics(DiffusionModule):
+class EnsembleDynamics(EnvironmentModel):
     """Gaussians of the state's change and of the reward, and the chance of a termination; K networks.
 
     The members are initialised apart and see the same batches (Lakshminarayanan et al. 2017). A
@@ -72,16 +71,6 @@ class EnsembleDynamics(DiffusionModule):
     def ema_pairs(self) -> list[tuple[EMA, nn.Module]]:
         """The average follows all members."""
         return [(self.ema, self.members)]
-
-    def fit_normalizers(self, data: TrainingData) -> None:
-        """Take the statistics of the training episodes' states, actions and rewards.
-
-        Raises:
-            InputError: if the data's rewards are not those of the environment.
-        """
-        check_raw_rewards(data)
-        super().fit_normalizers(data)
-        self.rewards.fit(*data.training_rows("rewards"))
 
     def compute_loss(self, batch: TransitionBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Negative log likelihood (Chua et al. 2018, eq. 1), and cross entropy of terminations."""

@@ -24,8 +24,7 @@ from diffrl_lightning.diffusion import (
     randn,
 )
 from diffrl_lightning.modules.acting import SynthesisSampling
-from diffrl_lightning.modules.base import DiffusionModule
-from diffrl_lightning.modules.checks import check_raw_rewards
+from diffrl_lightning.modules.environment_model import EnvironmentModel
 from diffrl_lightning.nets import ConditionalDenoiser
 from diffrl_lightning.normalizers import NormalizerKind, TrajectoryNormalizer, make_normalizer
 from diffrl_lightning.types import (
@@ -38,12 +37,11 @@ from diffrl_lightning.types import (
     within,
 )
 
-Condition = Literal["return", "task"]
 _EDM_EVALUATIONS = 31
 _MAX_ROUNDS = 20  # of drawing anew what lies outside the data's states
 
 
-class Synthesizer(DiffusionModule):
+class Synthesizer(EnvironmentModel):
     """What the synthesizers share: the process over whole samples, its conditions, their sampling.
 
     Networks see the noise level as EDM has it, c_noise = log(sigma) / 4, whatever the process.
@@ -78,7 +76,7 @@ class Synthesizer(DiffusionModule):
         action_dim: int,
         *,
         num_origins: int = 1,
-        conditions: tuple[Condition, ...] = (),
+        conditions: tuple[Literal["return", "task"], ...] = (),
         cond_drop_prob: float = 0.25,
         process: Literal["edm", "ddpm"] = "edm",
         num_train_timesteps: int = 128,
@@ -143,11 +141,9 @@ class Synthesizer(DiffusionModule):
         Raises:
             InputError: if the data's rewards are not those of the environment, or sums of several.
         """
-        check_raw_rewards(data)
         if data.n_steps > 1:
             raise InputError("Synthetic transitions are single steps: use n_steps=1.")
         super().fit_normalizers(data)
-        self.rewards.fit(*data.training_rows("rewards"))
         self.returns.fit(data.training_returns()[:, None])
         states, _, rows = data.training_pairs()  # without those that an episode ends in
         for dim in range(states.shape[1]):  # none is copied whole
@@ -230,21 +226,19 @@ class Synthesizer(DiffusionModule):
         else:
             sampler, steps = how.sampler or "ddim", len(how.timesteps(self.diffusion))
             if sampler == "heun":
-                raise InputError(
-                    "sampler=heun needs a model trained with process=edm: choose ddim."
-                )
+                raise InputError("sampler=heun needs a model of process=edm: choose ddim.")
         return replace(how, sampler=sampler, num_inference_steps=steps)
 
     def _draw(
         self, count: int, how: SynthesisSampling, generator: torch.Generator | None
     ) -> dict[str, Tensor]:
-        """So many samples of the process, decoded."""
-        diffusion, denoise = self.diffusion, self._guided(count, how)
-        shape, like, steps = (
-            (count, *self.shape),
-            self.action_low,
-            cast(int, how.num_inference_steps),
-        )
+        """So many samples of the averaged network, decoded."""
+        diffusion, denoise = self.diffusion, self._bind(self.ema, {})
+        labels = self._labels(count, how)
+        if labels:
+            denoise = classifier_free(self._bind(self.ema, labels), denoise, how.guidance_scale)
+        shape, like = (count, *self.shape), self.action_low
+        steps = cast(int, how.num_inference_steps)
         if how.sampler == "heun":
             x = how.temperature * randn(shape, generator=generator, like=like)
             options: Any = {"temperature": how.temperature, "generator": generator}
@@ -254,30 +248,6 @@ class Synthesizer(DiffusionModule):
             diffusion, denoise = diffusion.discrete(denoise, steps, device=self.device)
         x = draw(diffusion, denoise, shape, how, like=like, generator=generator)
         return self.decode(x, generator)
-
-    def out_of_bounds(self, samples: dict[str, Tensor]) -> Tensor:
-        """Which samples (B,) have a state outside the bounds of the data's."""
-        return self._outside(samples["observations"])
-
-    def _outside(self, states: Tensor) -> Tensor:
-        """Whether any of the states (B, ..., O) of a sample is outside the data's bounds (B,)."""
-        return ((states < self.state_low) | (states > self.state_high)).flatten(1).any(1)
-
-    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor] | None:
-        """Samples of one of SampleWriter's jobs, by noise of the seed and the shard's number alone."""
-        if not batch["num_samples"]:
-            return None
-        entropy = np.random.SeedSequence([batch["seed"], batch["shard"]]).generate_state(1)
-        generator = torch.Generator(self.device).manual_seed(int(entropy[0]))
-        how = SynthesisSampling(**batch["sampling"])
-        return self.sample(batch["num_samples"], how, generator=generator)
-
-    def _guided(self, count: int, how: SynthesisSampling) -> DenoiseFn:
-        """The averaged network for so many rows, by classifier-free guidance where there are labels."""
-        labels, free = self._labels(count, how), self._bind(self.ema, {})
-        if not labels:
-            return free
-        return classifier_free(self._bind(self.ema, labels), free, how.guidance_scale)
 
     def _labels(self, count: int, how: SynthesisSampling) -> dict[str, Tensor]:
         """Conditions (count, width) by name.
@@ -303,16 +273,27 @@ class Synthesizer(DiffusionModule):
 
     def _bind(self, net: nn.Module, labels: dict[str, Tensor]) -> DenoiseFn:
         """A network with its conditions bound, on the noise levels or steps of the process."""
+        diffusion = self.diffusion
 
         def denoise(x: Tensor, level: Tensor) -> Tensor:
-            return net(x, level, labels) if self.conditions else net(x, level)
+            c_noise = level if isinstance(diffusion, EDM) else diffusion.c_noise(level)
+            return net(x, c_noise, labels) if self.conditions else net(x, c_noise)
 
-        diffusion = self.diffusion
-        if isinstance(diffusion, EDM):
-            return denoise
+        return denoise
 
-        def at_step(x: Tensor, t: Tensor) -> Tensor:
-            signal, noise = diffusion.signal_noise(t, 1)
-            return denoise(x, 0.25 * (noise / signal).log())
+    def out_of_bounds(self, samples: dict[str, Tensor]) -> Tensor:
+        """Which samples (B,) have a state outside the bounds of the data's."""
+        return self._outside(samples["observations"])
 
-        return at_step
+    def _outside(self, states: Tensor) -> Tensor:
+        """Whether any of the states (B, ..., O) of a sample is outside the data's bounds (B,)."""
+        return ((states < self.state_low) | (states > self.state_high)).flatten(1).any(1)
+
+    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor] | None:
+        """Samples of one of SampleWriter's jobs, by noise of the seed and the shard's number alone."""
+        if not batch["num_samples"]:
+            return None
+        entropy = np.random.SeedSequence([batch["seed"], batch["shard"]]).generate_state(1)
+        generator = torch.Generator(self.device).manual_seed(int(entropy[0]))
+        how = SynthesisSampling(**batch["sampling"])
+        return self.sample(batch["num_samples"], how, generator=generator)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from modules.role_tester import quiet_trainer
 
-from diffrl_lightning import TD3BC, DataSynthesizer, InputError, TransitionData
+from diffrl_lightning import TD3BC, DataSynthesizer, InputError, SynthesisSampling, TransitionData
 from diffrl_lightning.callbacks import Refill
 from diffrl_lightning.data import ReplayData
 
@@ -46,7 +46,7 @@ def replay():
 
 def refill(**kwargs):
     options = {"every_n_steps": 10, "num_updates": 60, "num_samples": 300, "chunk_size": 128}
-    sampling = {"num_inference_steps": 15}
+    sampling = SynthesisSampling(num_inference_steps=15)
     return Refill(DataSynthesizer(3, 1, **TINY), **(options | {"sampling": sampling} | kwargs))
 
 
