@@ -93,10 +93,10 @@ class Role(TrainedModule):
         Raises:
             InputError: if this model can not act so.
         """
+        module: Any = self
         if isinstance(how, Sampling):
-            how.timesteps(self.diffusion)  # type: ignore[attr-defined]
-        decide: Any = self.decide  # type: ignore[attr-defined]
-        return ChunkedPolicy(partial(decide, how=how), **self.policy_options())
+            how.timesteps(module.diffusion)
+        return ChunkedPolicy(partial(module.decide, how=how), **self.policy_options())
 
     def policy_options(self) -> dict[str, Any]:
         """What every policy needs of its module."""

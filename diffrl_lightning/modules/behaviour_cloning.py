@@ -11,8 +11,7 @@ from diffrl_lightning.modules.acting import GaussianActing
 from diffrl_lightning.modules.base import DiffusionModule
 from diffrl_lightning.nets import mlp
 from diffrl_lightning.normalizers import NormalizerKind, TrajectoryNormalizer
-from diffrl_lightning.policies import ChunkedPolicy
-from diffrl_lightning.types import Generators, InputError, TransitionBatch, one_of
+from diffrl_lightning.types import Generators, InputError, Policy, TransitionBatch, one_of
 
 
 class BehaviourCloning(DiffusionModule):
@@ -72,7 +71,7 @@ class BehaviourCloning(DiffusionModule):
                 output = output + how.temperature * log_std.exp() * noise
         return self.trajectory.actions.unnormalize(output.clamp(-1, 1))[:, None]
 
-    def build_policy(self, how: GaussianActing) -> ChunkedPolicy:
+    def build_policy(self, how: GaussianActing) -> Policy:
         """A reactive policy.
 
         Raises:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -60,6 +60,7 @@ class DiffusedValue(DiffusionModule):
     """
 
     batch_type = FutureBatch
+    sampling: ClassVar = FutureSampling  # how futures are drawn
 
     def __init__(
         self,
