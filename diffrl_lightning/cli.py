@@ -1,111 +1,79 @@
-"""The command line: Lightning's, with the links and defaults of this library."""
+"""The command ``diffrl``: training, testing and the tools. Imports torch only for what needs it."""
 
 from __future__ import annotations
 
-import logging
 import sys
-import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from difflib import get_close_matches
 from importlib import import_module
 from pickle import UnpicklingError
-from typing import Any
 
-import lightning.pytorch as pl
-import torch
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from diffrl_lightning import __version__
 
-from diffrl_lightning.callbacks import Checkpoint, Rollout, SampleWriter
-from diffrl_lightning.modules import DiffusionModule, Synthesizer
-from diffrl_lightning.modules.base import check_data
-from diffrl_lightning.modules.checkpoints import ROLE_KEY, read_checkpoint
-from diffrl_lightning.types import InputError
+LIGHTNING = {
+    "fit": "train a role, and test its best checkpoint where the configuration says so",
+    "validate": "validate a checkpoint",
+    "test": "roll out a checkpoint, and write results.json",
+    "predict": "write a dataset that a synthesizer draws",
+}
+TOOLS = {
+    "compare": "one checkpoint, many ways to act: returns and milliseconds of a decision",
+    "quality": "how near synthetic data are to real data",
+    "relabel": "a dataset with the rewards of a model",
+    "controls": "returns of random and of hand-written policies",
+    "generate": "a dataset of PointMaze, walked by a planner",
+    "value-ranks": "how well a value orders held-out states by their returns",
+    "dynamics-error": "errors of models of dynamics over held-out trajectories",
+    "imagination-error": "errors of imagined trajectories against the simulator",
+    "skill-error": "errors of latent skills, decoded in held-out states",
+    "configs": "list the shipped configurations, print one, or copy it",
+}
+OVERVIEW = """\
+Diffusion models for reinforcement learning: roles that plan, act, judge and imagine, trained from
+YAML files on offline data, and rolled out in Gymnasium.
 
-_LINKS = ("observation_dim", "action_dim", "goal_dim", "horizon", "stride", "num_origins")
-_CKPT_WORDS = ("best", "last", "hpc")
+examples:
+  diffrl fit -c quickstart             a planner in a maze: data, training and test in two minutes
+  diffrl fit -c diffuser/hopper --data.dataset=mine.hdf5 --trainer.max_steps=5000
+  diffrl test -c quickstart --ckpt_path=runs/quickstart/version_0/checkpoints/best.ckpt
+
+commands, each with --help; fit -c FILE --print_config prints every option:
+"""
+_HEAVY_THREADS = ("controls", "generate")  # the other tools run on one thread
 
 
-class DiffRLCLI(LightningCLI):
-    """Fills the model's dimensions from the data; adds ``rollout``, ``synthesis``, ``checkpoint``."""
+def main(args: Sequence[str] | None = None) -> None:
+    """Run a command; bad input ends it with one sentence and exit code 2.
 
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add groups, links and defaults."""
-        for name in _LINKS:
-            parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
-        parser.add_argument(
-            "--test_after_fit",
-            type=bool,
-            default=False,
-            help="After fit, test the checkpoint with the best rollout and write results.json.",
+    Args:
+        args: the command and its options; default those of the process.
+    """
+    command, *rest = [str(a) for a in (sys.argv[1:] if args is None else args)] or ["--help"]
+    if command in ("-h", "--help"):
+        width = max(map(len, LIGHTNING | TOOLS))
+        print(OVERVIEW + "\n".join(f"  {k:{width}}  {v}" for k, v in (LIGHTNING | TOOLS).items()))
+    elif command == "--version":
+        print(f"diffrl {__version__}")
+    elif command in LIGHTNING:
+        with exit_on_bad_input():
+            import_module("diffrl_lightning.lightning_cli").run([command, *rest])
+    elif command in TOOLS:
+        with exit_on_bad_input(f"diffrl {command}"):
+            _run_tool(command, rest)
+    else:
+        near = get_close_matches(command, LIGHTNING | TOOLS, 1, cutoff=0.0)[0]
+        stop(
+            "diffrl",
+            f"{command!r} is no command, did you mean {near!r}? There are "
+            f"{', '.join(LIGHTNING | TOOLS)}.",
         )
-        parser.add_lightning_class_args(Rollout, "rollout")
-        parser.add_lightning_class_args(SampleWriter, "synthesis")
-        parser.add_lightning_class_args(Checkpoint, "checkpoint")
-        parser.set_defaults(
-            {
-                "checkpoint.monitor": "val/return_mean",
-                "checkpoint.mode": "max",
-                "checkpoint.save_last": True,
-                "checkpoint.filename": "best",
-                "checkpoint.enable_version_counter": False,
-            }
-        )
 
-    def before_instantiate_classes(self) -> None:
-        """Refuse data that the role does not learn from, before their dimensions confuse it.
 
-        Without rollouts in validation, choose the checkpoint by what the role has instead.
-        """
-        config = self.config[self.config.subcommand]
-        role = _named(config.model.class_path)
-        if config.get("data"):
-            check_data(role, _named(config.data.class_path))
-        if self.config.subcommand == "predict" and not issubclass(role, Synthesizer):
-            raise InputError(
-                f"{role.__name__} makes no dataset: predict with a DataSynthesizer or a "
-                "TrajectorySynthesizer."
-            )
-        if config.rollout.val_episodes == 0 and config.checkpoint.monitor == "val/return_mean":
-            config.checkpoint.monitor, config.checkpoint.mode = role.chosen_by, "min"
-
-    def before_fit(self) -> None:
-        """Refuse, before training, a test that has no environment or of a role that does not act."""
-        if self._get(self.config, "test_after_fit"):
-            self.datamodule.make_env().close()
-            self.model.make_policy()
-
-    def after_fit(self) -> None:
-        """Test the best checkpoint, where that was asked for."""
-        if self._get(self.config, "test_after_fit"):
-            # Without a validation there is no best one, and the model is tested as it is.
-            checkpoints: Any = self.trainer.checkpoint_callback
-            best = getattr(checkpoints, "best_model_path", None) or None
-            self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best)
-
-    def _parse_ckpt_path(self) -> None:
-        """Check the checkpoint before anything is built, and take the model's arguments from it."""
-        config = self.config.get(self.config.get("subcommand") or "")
-        path = config.get("ckpt_path") if config else None
-        if not path or path in _CKPT_WORDS:
-            return
-        checkpoint = read_checkpoint(str(path))
-        role = checkpoint.get(ROLE_KEY)
-        wanted = config.model.class_path.rsplit(".", 1)[-1]
-        if role != wanted:
-            raise InputError(
-                f"{str(path)!r} holds {role or 'no role of this library'}, but the configuration "
-                f"asks for {wanted}: give a checkpoint or a configuration of the same role."
-            )
-        hparams = checkpoint["hyper_parameters"]
-        given = config.model.get("init_args") or {}
-        # Where other checkpoints lie by now is not a matter of this one.
-        moved = [name for name in hparams if name.endswith("_ckpt") and given.get(name)]
-        for name in ("_instantiator", "_class_path", *_LINKS, *moved):
-            hparams.pop(name, None)
-        model = {"class_path": config.model.class_path, "init_args": hparams}
-        self.config = self.parser.parse_object(
-            {self.config.subcommand: {"model": model}}, self.config
-        )
+def stop(name: str, sentence: str) -> None:
+    """End the program with one sentence and exit code 2."""
+    print(f"{name}: error: {sentence}", file=sys.stderr)
+    sys.exit(2)
 
 
 @contextmanager
@@ -114,6 +82,8 @@ def exit_on_bad_input(name: str = "diffrl") -> Iterator[None]:
     try:
         yield
     except (ValueError, UnpicklingError) as error:
+        from diffrl_lightning.types import InputError
+
         cause: BaseException | None = error  # the parser wraps what constructors raise
         while cause is not None and not isinstance(cause, InputError | UnpicklingError):
             cause = cause.__cause__ or cause.__context__
@@ -124,47 +94,19 @@ def exit_on_bad_input(name: str = "diffrl") -> Iterator[None]:
                 "The checkpoint holds pickled objects, which could run code and are not loaded: use "
                 "a checkpoint that this library wrote."
             )
-        print(f"{name}: error: {cause}", file=sys.stderr)
-        sys.exit(2)
+        stop(name, str(cause))
 
 
-def main(args: Any = None) -> None:
-    """Run the command line; bad input ends it with one sentence and exit code 2."""
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_news)
-    for harmless in (
-        ".*does not have many workers.*",  # batches come whole from memory
-        ".*in eval mode at the start of training.*",  # the weight average always is
-        ".*treespec, LeafSpec.*",
-        ".*Your `IterableDataset` has `__len__` defined.*",  # and has its own process's part alone
-        ".*Metric `SpearmanCorrcoef` will save all.*",  # those of one validation
-    ):
-        warnings.filterwarnings("ignore", message=harmless)
-    torch.set_float32_matmul_precision("high")
-    with exit_on_bad_input():
-        DiffRLCLI(
-            DiffusionModule,
-            pl.LightningDataModule,
-            subclass_mode_model=True,
-            subclass_mode_data=True,
-            seed_everything_default=0,
-            auto_configure_optimizers=False,
-            trainer_defaults={
-                "inference_mode": False,  # value guidance needs gradients in tests
-                "num_sanity_val_steps": 0,
-                "logger": {
-                    "class_path": "lightning.pytorch.loggers.TensorBoardLogger",
-                    "init_args": {"save_dir": "runs", "name": "diffrl"},
-                },
-            },
-            parser_kwargs={"description": "Diffusion models for reinforcement learning."},
-            args=args,
-        )
+def _run_tool(command: str, args: list[str]) -> None:
+    name = command.replace("-", "_")
+    tool = getattr(import_module(f"diffrl_lightning.tools.{name}"), name)
+    if command == "configs":
+        tool(args)
+        return
+    import torch
 
+    from diffrl_lightning.parsing import run_function
 
-def _named(class_path: str) -> Any:
-    module, _, name = class_path.rpartition(".")
-    return getattr(import_module(module), name)
-
-
-def _is_news(record: logging.LogRecord) -> bool:
-    return "litlogger" not in record.getMessage() and "💡" not in record.getMessage()
+    if command not in _HEAVY_THREADS:
+        torch.set_num_threads(1)
+    run_function(tool, args, prog=f"diffrl {command}")

@@ -228,7 +228,7 @@ class BoundNormalizer(Normalizer):
         return self.inner.normalize(_moved(x, self.low, self.high, self.offset))
 
     def unnormalize(self, x: Tensor) -> Tensor:
-        """(..., D) -> (..., D), none beyond an end at which values pile up."""
+        """(..., D) -> (..., D), within the ends at which values pile up."""
         x = self.inner.unnormalize(x)
         for bound, beyond in ((self.high, x - self.high), (self.low, self.low - x)):
             outside = beyond > 0

@@ -1,4 +1,4 @@
-"""Who may import whom, as the README draws it; and every shipped configuration parses."""
+"""Who may import whom; arguments that are written once; and every shipped configuration parses."""
 
 import ast
 import inspect
@@ -8,93 +8,131 @@ from unittest.mock import patch
 
 import pytest
 import yaml
+from jsonargparse import ArgumentParser
 
 import diffrl_lightning
 from diffrl_lightning import cli
 from diffrl_lightning.cli import DiffRLCLI
+from diffrl_lightning.modules.checkpoints import roles
 
 PACKAGE = Path(diffrl_lightning.__file__).parent
 ROOT = PACKAGE.parent
-TORCH = {"types"}
+LEAF = {"types"}
+CALLBACKS = LEAF | {"policies", "metrics", "envs", "data", "figures"}
+MODULES = LEAF | {"diffusion", "nets", "policies", "normalizers"}
 ALLOWED = {
     "types": set(),
-    "normalizers": TORCH,
-    "diffusion": TORCH,
-    "nets": TORCH,
-    "metrics": TORCH,
-    "policies": TORCH,
-    "envs": TORCH,
-    "data": TORCH | {"normalizers", "envs"},
-    "modules": TORCH | {"diffusion", "nets", "policies", "normalizers"},
-    "callbacks": TORCH | {"policies", "metrics", "envs", "data"},
-    "cli": TORCH | {"modules", "data", "callbacks"},
-    "compare": TORCH | {"modules", "data", "callbacks", "cli"},
-    "controls": TORCH | {"policies", "data", "callbacks", "envs", "cli"},
-    "dynamics_error": TORCH | {"modules", "data", "normalizers", "cli"},
-    "generate": {"data", "cli"},
-    "imagination_error": TORCH | {"modules", "data", "envs", "cli"},
-    "quality": TORCH | {"data", "envs", "metrics", "callbacks", "cli"},
-    "relabel": TORCH | {"modules", "data", "cli"},
-    "skill_error": TORCH | {"modules", "data", "envs", "dynamics_error", "cli"},
-    "value_ranks": TORCH | {"modules", "data", "nets", "normalizers", "cli"},
-    "__init__": TORCH | {"modules", "data", "callbacks"},
+    "normalizers": LEAF,
+    "diffusion": LEAF,
+    "nets": LEAF,
+    "metrics": LEAF,
+    "policies": LEAF,
+    "envs": LEAF,
+    "figures": LEAF,
+    "data": LEAF | {"normalizers", "envs"},
+    "modules": MODULES,
+    "callbacks": CALLBACKS,
+    "tools": CALLBACKS | MODULES | {"modules", "callbacks"},
+    "cli": LEAF | {"tools", "modules", "data", "callbacks"},
+    "__init__": LEAF | {"modules", "data", "callbacks", "diffusion"},
     "__main__": {"cli"},
 }
+FILES = sorted(PACKAGE.rglob("*.py"))
 
 
-def part(path):
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+def module_name(path):
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def imported_parts(path):
+MODULE_NAMES = {module_name(path) for path in FILES}
+
+
+def imported_modules(path):
+    """Modules of the package that a file imports, at its top or inside a function."""
     for node in ast.walk(ast.parse(path.read_text())):
-        names = []
         if isinstance(node, ast.ImportFrom) and node.module:
             assert node.level == 0, f"{path}: absolute imports only"
-            names = [node.module, *(f"{node.module}.{a.name}" for a in node.names)]
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                yield inner if inner in MODULE_NAMES else node.module
         elif isinstance(node, ast.Import):
-            names = [a.name for a in node.names]
-        for name in names:
-            pieces = name.split(".")
-            if pieces[0] == PACKAGE.name and len(pieces) > 1:
-                candidate = PACKAGE / pieces[1]
-                if candidate.is_dir() or candidate.with_suffix(".py").is_file():
-                    yield pieces[1]
+            yield from (alias.name for alias in node.names)
 
 
-@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: p.stem)
+def part(name):
+    pieces = name.split(".")
+    return pieces[1] if len(pieces) > 1 else "__init__"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_imports(path):
-    me = part(path)
+    me = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
     assert me in ALLOWED, f"{me} has no place in the architecture"
-    assert set(imported_parts(path)) - {me} <= ALLOWED[me]
+    found = {part(name) for name in imported_modules(path) if name in MODULE_NAMES}
+    assert found - {me, "__init__"} <= ALLOWED[me]
+
+
+def test_imports_make_no_circle():
+    graph = {
+        module_name(path): {n for n in imported_modules(path) if n in MODULE_NAMES}
+        for path in FILES
+    }
+    left = dict(graph)
+    while free := [name for name, wanted in left.items() if not wanted & left.keys() - {name}]:
+        for name in free:
+            del left[name]
+    assert not left, f"a circle among {sorted(left)}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_files_read_at_one_sitting(path):
+    assert len(path.read_text().splitlines()) <= 300
 
 
 def test_roles_never_import_roles():
+    """But for bases, and for the role that they are a kind of."""
+    kinds = {"dynamics_agent": {"diffusion_dynamics"}, "data_synthesizer": {"synthesizer"}}
+    found = roles(diffrl_lightning.Role)
+    files = {Path(inspect.getfile(cls)).stem for cls in found.values()} - {"base", "synthesizer"}
     for path in (PACKAGE / "modules").glob("*.py"):
-        if path.stem in ("__init__", "base", "checkpoints", "optimization"):
-            continue
-        text = path.read_text()
-        imports = [
-            line.split()[1] for line in text.splitlines() if "diffrl_lightning.modules" in line
-        ]
-        assert len(imports) == 1
-        base = imports[0].rsplit(".", 1)[-1]
-        kinds = {"dynamics_agent": "diffusion_dynamics"}  # a role that is a kind of another
-        assert base in ("base", "synthesizer", kinds.get(path.stem)), "bases alone"
+        if path.stem in files:
+            names = {n.rsplit(".", 1)[-1] for n in imported_modules(path) if ".modules." in n}
+            assert not names & files - kinds.get(path.stem, set()), path.stem
 
 
-@pytest.mark.parametrize(
-    "name", [n for n in diffrl_lightning.__all__ if n not in ("InputError", "Role")]
-)
-def test_constructors_take_plain_values_that_are_documented(name):
+PUBLIC = [getattr(diffrl_lightning, name) for name in diffrl_lightning.__all__]
+BASES = ("InputError", "Role", "Role", "Synthesizer")
+CLASSES = [cls for cls in PUBLIC if cls.__name__ not in BASES]
+
+
+@pytest.mark.parametrize("cls", CLASSES, ids=lambda c: c.__name__)
+def test_help_explains_every_argument(cls):
+    parser = ArgumentParser()
+    parser.add_class_arguments(cls, "it", fail_untyped=True)
+    for action in parser._actions:
+        if action.dest.startswith("it."):
+            assert action.help, action.dest
+
+
+@pytest.mark.parametrize("cls", CLASSES, ids=lambda c: c.__name__)
+def test_arguments_are_documented_once(cls):
+    seen = set()
+    for base in cls.__mro__:
+        if base.__module__.startswith("diffrl_lightning"):
+            text = inspect.getdoc(base) if "__doc__" in vars(base) else ""
+            found = set(re.findall(r"^    (\w+): ", text.partition("Args:")[2], re.M))
+            found -= {"training", "shared"}
+            assert not found & seen, f"{base.__name__} documents {found & seen} again"
+            seen |= found
+
+
+@pytest.mark.parametrize("cls", roles(diffrl_lightning.Role).values(), ids=lambda c: c.__name__)
+def test_constructors_take_plain_values(cls):
     """Scalars, tuples and Literals: the one style whose checkpoints reload everywhere."""
-    cls = getattr(diffrl_lightning, name)
-    for argument in list(inspect.signature(cls.__init__).parameters.values())[1:]:
-        assert argument.kind not in (argument.VAR_KEYWORD, argument.VAR_POSITIONAL), name
-    if hasattr(cls, "compute_loss"):
-        for argument in inspect.signature(cls.__init__).parameters:
-            if argument not in ("self", "args", "kwargs"):
-                assert f"{argument}:" in cls.__doc__, f"{name} does not explain {argument}"
+    for argument in inspect.signature(cls.__init__).parameters.values():
+        text = str(argument.annotation)
+        assert argument.name in ("self", "training") or not re.search(r"Any|Module|list|dict", text)
 
 
 CONFIGS = sorted(p for p in (ROOT / "configs").rglob("*.yaml") if p.parent.name != "compare")

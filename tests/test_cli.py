@@ -16,7 +16,6 @@ from diffrl_lightning import (
     BehaviourCloning,
     DecisionDiffuser,
     DiffusedValue,
-    Role,
     DiffusionPolicy,
     DiffusionQL,
     DynamicsAgent,
@@ -24,6 +23,7 @@ from diffrl_lightning import (
     LatentQ,
     LatentSkills,
     RelativeReward,
+    Role,
     TrajectoryValue,
     ValuePolicy,
 )

@@ -8,8 +8,8 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 
-from diffrl_lightning.data.replay import ReplayData
-from diffrl_lightning.types import InputError
+from diffrl_lightning.data.online import ReplayData
+from diffrl_lightning.types import Acting, InputError, TransitionBatch, at_least
 
 
 class Refill(pl.Callback):
@@ -27,7 +27,7 @@ class Refill(pl.Callback):
         num_samples: synthetic transitions, which replace those before.
         chunk_size: how many are drawn as one batch.
         gradient_clip_val: bound of the gradient's norm in a refit.
-        sampling: keywords of the role's ``sample``.
+        sampling: how to sample, a ``SynthesisSampling``.
         seed: of weights, batches and noise.
 
     Raises:
@@ -43,22 +43,19 @@ class Refill(pl.Callback):
         num_samples: int = 1_000_000,
         chunk_size: int = 10_000,
         gradient_clip_val: float | None = 1.0,
-        sampling: dict[str, Any] | None = None,
+        sampling: Acting | None = None,
         seed: int = 0,
     ) -> None:
-        if min(every_n_steps, num_updates, num_samples, chunk_size) < 1:
-            raise InputError(
-                f"{every_n_steps=}, {num_updates=}, {num_samples=} and {chunk_size=} must be at "
-                "least 1."
-            )
-        if synthesizer.learns_from != "transitions" or synthesizer.conditions:
+        at_least(1, every_n_steps=every_n_steps, num_updates=num_updates)
+        at_least(1, num_samples=num_samples, chunk_size=chunk_size)
+        if synthesizer.batch_type is not TransitionBatch or synthesizer.conditions:
             raise InputError("Online, transitions are synthesized, and without conditions.")
-        synthesizer.check_sampling(**(sampling or {}))
+        synthesizer.check_sampling(sampling)
         self.role, self.hparams = type(synthesizer), dict(synthesizer.hparams)
         self.every_n_steps, self.num_updates = every_n_steps, num_updates
         self.batch_size = batch_size
         self.num_samples, self.chunk_size = num_samples, chunk_size
-        self.gradient_clip_val, self.sampling, self.seed = gradient_clip_val, sampling or {}, seed
+        self.gradient_clip_val, self.sampling, self.seed = gradient_clip_val, sampling, seed
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Refuse what can not be refilled."""
@@ -105,7 +102,7 @@ class Refill(pl.Callback):
         data.synthetic.clear()
         for first in range(0, self.num_samples, self.chunk_size):
             n = min(self.chunk_size, self.num_samples - first)
-            data.synthetic.add(synthesizer.sample(n, generator=generator, **self.sampling))
+            data.synthetic.add(synthesizer.sample(n, self.sampling, generator=generator))
 
 
 def _data(trainer: pl.Trainer) -> Any:

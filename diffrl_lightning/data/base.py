@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import cached_property
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import gymnasium as gym
 import lightning.pytorch as pl
@@ -17,13 +17,14 @@ from torch.utils.data import DataLoader, Dataset
 
 from diffrl_lightning.data import sources
 from diffrl_lightning.data.episodes import Episodes, concatenate
-from diffrl_lightning.data.sampler import BatchSampler, ResumableLoader
-from diffrl_lightning.envs.make import EnvConfig, layout, layout_dims
-from diffrl_lightning.types import InputError, RowName
+from diffrl_lightning.data.sampler import BatchSampler, ResumableLoader, batches_drawn
+from diffrl_lightning.data.sources.base import SourceOptions, as_list
+from diffrl_lightning.envs.make import EnvConfig
+from diffrl_lightning.types import InputError, RowName, TrainingData, at_least
 
 
-class OfflineData(pl.LightningDataModule, ABC):
-    """What all datamodules share: reading, splitting, loading, and the environment.
+class OfflineData(pl.LightningDataModule, TrainingData, ABC):
+    """What all datamodules of datasets share: reading, splitting, loading, and the environment.
 
     The constructor reads metadata only (a Minari dataset that is not on disk is downloaded for them);
     ``prepare_data`` generates, ``setup`` loads.
@@ -40,6 +41,8 @@ class OfflineData(pl.LightningDataModule, ABC):
         ref_scores: random and expert return for the normalised score, where the dataset has none.
         batch_size: samples of a batch, on each device.
         val_fraction: share of the episodes held out for validation.
+        train_fraction: share of the others to train on; less than 1 shows what becomes of a method
+            where data are scarce.
         generate_steps: steps of a dataset that is generated; default as stored, or 100,000.
         join_episodes: join episodes that continue physically into the next up to this many steps
             (PointMaze); 0 leaves them apart.
@@ -47,11 +50,12 @@ class OfflineData(pl.LightningDataModule, ABC):
         pin_memory: copy batches to page-locked memory, for CUDA.
     """
 
-    makes: ClassVar[Literal["windows", "transitions", "futures", "chunks"]]
+    prediction_jobs: DataLoader | None = None  # what ``predict`` draws in this process
 
     def __init__(
         self,
         dataset: str | list[str],
+        *,
         env_id: str | None = None,
         env_kwargs: dict[str, Any] | None = None,
         observation_keys: list[str] | None = None,
@@ -66,22 +70,20 @@ class OfflineData(pl.LightningDataModule, ABC):
         pin_memory: bool = False,
     ) -> None:
         super().__init__()
-        if batch_size < 1:
-            raise InputError(f"{batch_size=} must be at least 1.")
+        at_least(1, batch_size=batch_size)
         if not 0 <= val_fraction < 1:
             raise InputError(f"{val_fraction=} must lie in [0, 1).")
         if not 0 < train_fraction <= 1:
             raise InputError(f"{train_fraction=} must lie in (0, 1].")
         if ref_scores is not None and not ref_scores[0] < ref_scores[1]:
             raise InputError(f"{ref_scores=} must be a lower and a higher return.")
-        self.datasets = sources.as_list(dataset)
+        self.datasets = as_list(dataset)
         self.batch_size, self.seed = batch_size, seed
         self.val_fraction, self.train_fraction = val_fraction, train_fraction
         self.join_episodes, self.pin_memory = join_episodes, pin_memory
         self._ref_scores = ref_scores
-        self.horizon = self.stride = 1
         self.num_origins = len(self.datasets)
-        self.options = sources.SourceOptions(
+        self.options = SourceOptions(
             env_id=env_id,
             env_kwargs=env_kwargs or {},
             observation_keys=tuple(observation_keys) if observation_keys else None,
@@ -93,17 +95,12 @@ class OfflineData(pl.LightningDataModule, ABC):
         if len(dims) > 1:
             raise InputError(f"The datasets of a list need equal dimensions, not {sorted(dims)}.")
         self.observation_dim, self.action_dim, self.goal_dim = dims.pop()
-        self._env_id = env_id or infos[0].env_id
+        self.env_id = env_id or infos[0].env_id
         self._env_kwargs = infos[0].env_kwargs
         self._check_env()
         self.train_data: Dataset | None = None
         self.val_data: Dataset | None = None
         self.episodes: Episodes | None = None
-
-    @property
-    def env_id(self) -> str | None:
-        """Gymnasium id of the environment, None where no environment is known."""
-        return self._env_id
 
     @property
     def ref_scores(self) -> tuple[float, float] | None:
@@ -119,12 +116,12 @@ class OfflineData(pl.LightningDataModule, ABC):
         Raises:
             InputError: if no environment is known.
         """
-        if self._env_id is None:
+        if self.env_id is None:
             raise InputError(
                 f"{self.datasets[0]!r} does not name its environment: give env_id, the Gymnasium id."
             )
         options = self.options
-        return EnvConfig(self._env_id, self._env_kwargs, options.observation_keys, options.goal_key)
+        return EnvConfig(self.env_id, self._env_kwargs, options.observation_keys, options.goal_key)
 
     def make_env(self, render_mode: str | None = None) -> gym.Env:
         """One evaluation environment with flat observations."""
@@ -183,7 +180,7 @@ class OfflineData(pl.LightningDataModule, ABC):
 
     def action_space(self) -> gym.spaces.Box | None:
         """The environment's bounds of actions, None where no environment is known."""
-        if self._env_id is None:
+        if self.env_id is None:
             return None
         env = self.make_env()
         env.close()
@@ -204,17 +201,13 @@ class OfflineData(pl.LightningDataModule, ABC):
         achieved = np.ravel(stated["achieved_goal"])
         if len(achieved) != self.goal_dim or not np.allclose(flat[: self.goal_dim], achieved):
             raise InputError(
-                f"The goal of {self._env_id!r} is not about the first {self.goal_dim} entries of its "
+                f"The goal of {self.env_id!r} is not about the first {self.goal_dim} entries of its "
                 "state: put them there with observation_keys [achieved_goal, observation]."
             )
 
     def train_dataloader(self) -> DataLoader:
         """Batches that are a function of the seed and of their number."""
-        trainer = self.trainer
-        if trainer is None:
-            return self._loader(self.train_data)
-        progress = trainer.fit_loop.epoch_loop.batch_progress
-        return self._loader(self.train_data, position=lambda: progress.total.ready)
+        return self._loader(self.train_data, position=batches_drawn(self.trainer))
 
     def val_dataloader(self) -> DataLoader:
         """One pass over the held-out episodes, in a fixed random order."""
@@ -225,9 +218,14 @@ class OfflineData(pl.LightningDataModule, ABC):
         return DataLoader([0])  # type: ignore[arg-type]
 
     def predict_dataloader(self) -> DataLoader:
-        """What the model is asked to draw, which is not a matter of data."""
-        assert self.trainer is not None
-        return self.trainer.lightning_module.predict_dataloader()
+        """What the callback :class:`~diffrl_lightning.SampleWriter` asks this process to draw.
+
+        Raises:
+            InputError: if there is nothing.
+        """
+        if self.prediction_jobs is None:
+            raise InputError("predict writes a dataset: say where with synthesis.output.")
+        return self.prediction_jobs
 
     def _loader(self, dataset: Any, position: Callable[[], int] = lambda: 0) -> DataLoader:
         sampler = BatchSampler(
@@ -265,20 +263,17 @@ class OfflineData(pl.LightningDataModule, ABC):
 
     def _check_env(self) -> None:
         """Refuse an environment whose spaces are not those of the dataset."""
-        if self._env_id is None:
+        if self.env_id is None:
             return
         env = self.make_env().unwrapped
-        keys, goal_key = layout(
-            env.observation_space, self.options.observation_keys, self.options.goal_key
-        )
-        observation_dim, goal_dim = layout_dims(env.observation_space, keys, goal_key)
+        observation_dim, goal_dim = self.options.dims(env.observation_space)
         found = (observation_dim, int(np.prod(env.action_space.shape or ())))
         env.close()
         if found != (self.observation_dim, self.action_dim):
             raise InputError(
                 f"Dataset and environment do not match: {self.datasets[0]!r} has observations of "
                 f"{self.observation_dim} and actions of {self.action_dim} dimensions, "
-                f"{self._env_id!r} has {found[0]} and {found[1]}; correct env_id or dataset."
+                f"{self.env_id!r} has {found[0]} and {found[1]}; correct env_id or dataset."
             )
         self.goal_dim = goal_dim
 

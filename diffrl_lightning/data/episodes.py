@@ -84,6 +84,12 @@ class Episodes:
         return np.diff(self.offsets)
 
     @property
+    def lengths_observed(self) -> np.ndarray:
+        """Steps (E,) whose next observation was recorded, or after which the episode really ended."""
+        ended = self.terminations[self.offsets[1:] - 1]
+        return self.lengths - ~(self.final_observed | ended)
+
+    @property
     def returns(self) -> np.ndarray:
         """Undiscounted return of each episode (E,)."""
         return np.add.reduceat(self.rewards.astype(np.float64), self.offsets[:-1])
@@ -96,8 +102,8 @@ class Episodes:
         Args:
             discount: of a step.
             termination_penalty: added to the last reward of an episode that really ended.
-            continue_timeouts: episodes that were cut off count as going on for ever at the mean reward
-                of their last 1 / (1 - discount) steps, so that a state is worth the same at any time.
+            continue_timeouts: episodes that were cut off go on for ever at the mean reward of their
+                last 1 / (1 - discount) steps.
 
         Raises:
             InputError: if they are to go on for ever at a discount of 1.
@@ -107,7 +113,7 @@ class Episodes:
         lengths, ends = self.lengths[order], self.offsets[1:][order]
         running = np.zeros(len(self))
         if continue_timeouts:
-            running = self._worth_beyond(discount)[order]
+            running = self._value_beyond(discount)[order]
         # All episodes at once, from their ends; the longest come first, so that those still
         # running are a prefix.
         for back in range(1, int(lengths[0]) + 1):
@@ -118,7 +124,7 @@ class Episodes:
             result[rows] = running[:alive]
         return result.astype(np.float32)
 
-    def _worth_beyond(self, discount: float) -> np.ndarray:
+    def _value_beyond(self, discount: float) -> np.ndarray:
         """Discounted sum of the rewards after the last step (E,), 0 for episodes that really ended."""
         if discount >= 1:
             raise InputError(
@@ -149,10 +155,10 @@ class Episodes:
             length = self.offsets[episode] - self.offsets[starts[-1]]
             if not (same[episode - 1] and open_ended[episode - 1]) or length >= max_steps:
                 starts.append(int(episode))
-        keep = np.ones(len(self.observations), bool)
-        keep[lasts[np.setdiff1d(np.arange(len(self)), np.array([*starts[1:], len(self)]) - 1)]] = 0
         ends = np.array([*starts[1:], len(self)])
-        offsets = self.offsets[np.array([*starts, len(self)])]
+        keep = np.ones(len(self.observations), bool)
+        keep[np.delete(lasts, ends - 1)] = False
+        offsets = self.offsets[[*starts, len(self)]]
         truncations = np.zeros_like(self.truncations)
         truncations[offsets[1:] - 1] = self.truncations[offsets[1:] - 1]
         return replace(

@@ -5,18 +5,15 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
-import h5py
 import numpy as np
 from gymnasium.spaces import Box
-from minari.data_collector import EpisodeBuffer
-from minari.storage.datasets_root_dir import get_dataset_path
 from tqdm.auto import tqdm
 
-from diffrl_lightning.data import minari_source
 from diffrl_lightning.data.episodes import Episodes
 from diffrl_lightning.types import InputError
 
@@ -30,7 +27,7 @@ def check_output(output: str, num_samples: int) -> None:
     Raises:
         InputError: if it is there already, or is neither a file's name nor a Minari id.
     """
-    if Path(output).suffix in (".hdf5", ".h5"):
+    if _is_file(output):
         if Path(output).exists():
             raise InputError(f"{output!r} is there already: remove it or write another file.")
         return
@@ -39,7 +36,9 @@ def check_output(output: str, num_samples: int) -> None:
             f"{output!r} is neither a file that ends in .hdf5 nor a Minari id such as "
             "synthetic/hopper-v0: correct synthesis.output."
         )
-    if minari_source.is_local(output):
+    from diffrl_lightning.data.sources import minari
+
+    if minari.is_local(output):
         raise InputError(f"The Minari dataset {output!r} is there already: write another one.")
     if num_samples > _MINARI_LIMIT:
         raise InputError(
@@ -50,8 +49,9 @@ def check_output(output: str, num_samples: int) -> None:
 
 def parts_folder(output: str) -> Path:
     """Where the shards of a dataset lie until it is whole."""
-    is_file = Path(output).suffix in (".hdf5", ".h5")
-    target = Path(output).expanduser() if is_file else Path(get_dataset_path(output))
+    from minari.storage.datasets_root_dir import get_dataset_path
+
+    target = Path(output).expanduser() if _is_file(output) else Path(get_dataset_path(output))
     return target.with_name(f"{target.name}.parts")
 
 
@@ -69,10 +69,62 @@ def write_dataset(
         provenance: how they came about, for the metadata.
         source: the datamodule that the model was trained on, for its environment; or None.
     """
-    if Path(output).suffix in (".hdf5", ".h5"):
-        _write_hdf5(Path(output).expanduser(), shards, provenance, source)
-    else:
+    if not _is_file(output):
         _write_minari(output, shards, provenance, source)
+        return
+    with _hdf5(output, provenance, source) as file:
+        for shard in tqdm(shards, desc="Joining shards", leave=False):
+            for name, rows in _steps(shard).items():
+                if name not in file:
+                    shape = (0, *rows.shape[1:])
+                    file.create_dataset(
+                        name, shape, rows.dtype, maxshape=(None, *shape[1:]), chunks=True
+                    )
+                end = len(file[name])
+                file[name].resize(end + len(rows), 0)
+                file[name][end:] = rows
+
+
+def write_episodes(
+    output: str, episodes: Episodes, provenance: Mapping[str, Any], source: Any
+) -> None:
+    """Write episodes in D4RL's layout.
+
+    Args:
+        output: a file that ends in .hdf5.
+        episodes: without goals.
+        provenance: how they came about, for the metadata.
+        source: the datamodule that they are from, for its environment.
+    """
+    rows = np.arange(episodes.num_steps) + np.repeat(np.arange(len(episodes)), episodes.lengths)
+    with _hdf5(output, provenance, source) as file:
+        file["observations"] = episodes.observations[rows]
+        if episodes.final_observed.all():
+            file["next_observations"] = episodes.observations[rows + 1]
+        file["actions"], file["rewards"] = episodes.actions, episodes.rewards
+        file["terminals"], file["timeouts"] = episodes.terminations, episodes.truncations
+
+
+def _is_file(output: str) -> bool:
+    return Path(output).suffix in (".hdf5", ".h5")
+
+
+@contextmanager
+def _hdf5(output: str, provenance: Mapping[str, Any], source: Any) -> Iterator[Any]:
+    """A file with its metadata, which takes its name once it is whole."""
+    import h5py
+
+    path = Path(output).expanduser()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.part")
+    with h5py.File(temporary, "w") as file:
+        yield file
+        file["metadata/provenance"] = json.dumps(dict(provenance))
+        if source is not None and source.env_id is not None:
+            file["metadata/env_id"] = source.env_id
+        if source is not None and source.ref_scores is not None:
+            file["metadata/ref_min_score"], file["metadata/ref_max_score"] = source.ref_scores
+    temporary.replace(path)
 
 
 def _steps(path: Path) -> dict[str, np.ndarray]:
@@ -101,65 +153,11 @@ def _steps(path: Path) -> dict[str, np.ndarray]:
     return {k: v.reshape(-1, *v.shape[lead:]) for k, v in arrays.items()}
 
 
-def _write_hdf5(
-    path: Path, shards: Sequence[Path], provenance: Mapping[str, Any], source: Any
-) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.part")
-    with h5py.File(temporary, "w") as file:
-        for shard in tqdm(shards, desc="Joining shards", leave=False):
-            for name, rows in _steps(shard).items():
-                if name not in file:
-                    shape = (0, *rows.shape[1:])
-                    file.create_dataset(
-                        name, shape, rows.dtype, maxshape=(None, *shape[1:]), chunks=True
-                    )
-                end = len(file[name])
-                file[name].resize(end + len(rows), 0)
-                file[name][end:] = rows
-        _write_metadata(file, provenance, source)
-    temporary.replace(path)
-
-
-def write_episodes(
-    output: str, episodes: Episodes, provenance: Mapping[str, Any], source: Any
-) -> None:
-    """Write episodes in D4RL's layout.
-
-    Args:
-        output: a file that ends in .hdf5.
-        episodes: without goals.
-        provenance: how they came about, for the metadata.
-        source: the datamodule that they are from, for its environment.
-    """
-    path = Path(output).expanduser()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    rows = np.arange(episodes.num_steps) + np.repeat(np.arange(len(episodes)), episodes.lengths)
-    temporary = path.with_name(f"{path.name}.part")
-    with h5py.File(temporary, "w") as file:
-        file["observations"] = episodes.observations[rows]
-        if episodes.final_observed.all():
-            file["next_observations"] = episodes.observations[rows + 1]
-        file["actions"], file["rewards"] = episodes.actions, episodes.rewards
-        file["terminals"], file["timeouts"] = episodes.terminations, episodes.truncations
-        _write_metadata(file, provenance, source)
-    temporary.replace(path)
-
-
-def _write_metadata(file: h5py.File, provenance: Mapping[str, Any], source: Any) -> None:
-    file["metadata/provenance"] = json.dumps(dict(provenance))
-    if source is None:
-        return
-    if source.env_id is not None:
-        file["metadata/env_id"] = source.env_id
-    if source.ref_scores is not None:
-        low, high = source.ref_scores
-        file["metadata/ref_min_score"], file["metadata/ref_max_score"] = low, high
-
-
 def _write_minari(
     dataset: str, shards: Sequence[Path], provenance: Mapping[str, Any], source: Any
 ) -> None:
+    from diffrl_lightning.data.sources import minari
+
     known = source is not None and source.env_id is not None
     env = gym.make(source.env_id, **source.env_config.kwargs) if known else None
     if env is None or not isinstance(env.observation_space, Box):
@@ -168,7 +166,7 @@ def _write_minari(
             "give the data that the model was trained on, or write a file that ends in .hdf5."
         )
     low, high = source.ref_scores or (None, None)
-    minari_source.write(
+    minari.write(
         dataset,
         _episodes(shards),
         env=env,
@@ -181,7 +179,9 @@ def _write_minari(
     env.close()
 
 
-def _episodes(shards: Sequence[Path]) -> Iterator[EpisodeBuffer]:
+def _episodes(shards: Sequence[Path]) -> Iterator[Any]:
+    from minari.data_collector import EpisodeBuffer
+
     number = 0
     for shard in tqdm(shards, desc="Joining shards", leave=False):
         steps = _steps(shard)

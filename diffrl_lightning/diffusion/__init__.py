@@ -12,7 +12,13 @@ from diffrl_lightning.diffusion.guidance import (
     value_guided,
 )
 from diffrl_lightning.diffusion.noise import choose, geometric, rand, randint, randn
-from diffrl_lightning.diffusion.policy_guided import PolicyDrawn, PolicyGuided, ScoreFn, score_of
+from diffrl_lightning.diffusion.policy_guided import (
+    PolicyDrawn,
+    PolicyGuided,
+    ScoreFn,
+    follow_gaussian,
+    score_of,
+)
 from diffrl_lightning.diffusion.samplers import (
     ddim_sample,
     ddpm_sample,
@@ -27,41 +33,3 @@ from diffrl_lightning.diffusion.schedules import (
     power_cosine_betas,
     vp_betas,
 )
-
-__all__ = [
-    "EDM",
-    "BetaSchedule",
-    "GaussianDiffusion",
-    "GuidedSampling",
-    "Inpaint",
-    "PolicyDrawn",
-    "PolicyGuided",
-    "PredictionType",
-    "Sampler",
-    "Sampling",
-    "ScoreFn",
-    "choose",
-    "classifier_free",
-    "compose",
-    "compose_conditions",
-    "cosine_betas",
-    "ddim_sample",
-    "ddpm_sample",
-    "dpmpp_sample",
-    "draw",
-    "geometric",
-    "heun_sample",
-    "heun_steps",
-    "inference_timesteps",
-    "inpaint",
-    "known_states",
-    "linear_betas",
-    "make_betas",
-    "power_cosine_betas",
-    "rand",
-    "randint",
-    "randn",
-    "score_of",
-    "value_guided",
-    "vp_betas",
-]

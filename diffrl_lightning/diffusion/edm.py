@@ -16,11 +16,11 @@ from diffrl_lightning.types import DenoiseFn, Generators, InputError
 class EDM(nn.Module):
     """Diffusion ``x_sigma = x_0 + sigma eps`` over tensors of any shape (B, *S).
 
-    The network F is asked for what is of unit size at every level; the clean sample is estimated by::
+    The network F has targets of unit variance at every level; the clean sample is estimated by::
 
         D(x; sigma) = c_skip(sigma) x + c_out(sigma) F(c_in(sigma) x; c_noise(sigma))
 
-    (Karras et al. 2022, eq. 7 and table 1). It is the family of :class:`GaussianDiffusion`, told in
+    (Karras et al. 2022, eq. 7 and table 1). It is the family of :class:`GaussianDiffusion` in
     other coordinates: ``sigma = sqrt((1 - abar) / abar)`` and ``x_sigma = x_t / sqrt(abar)``; at
     ``sigma_data`` 1 the network sees x_t itself and returns -v. So :meth:`discrete` makes a
     discrete diffusion of some of the levels, on which every other sampler runs with the same network.
@@ -150,18 +150,18 @@ def _rows(sigma: Tensor, x: Tensor) -> Tensor:
     return sigma.view(-1, *(1,) * (x.ndim - 1))
 
 
-def heun_steps(num_inference_steps: int) -> int:
-    """Steps of Heun's method that so many evaluations of the network allow: two each, one the last.
+def heun_steps(num_evaluations: int) -> int:
+    """Steps of Heun's method for so many network evaluations: two a step, and one in the last.
 
     Raises:
         InputError: if there is no such number.
     """
-    if num_inference_steps < 1 or num_inference_steps % 2 == 0:
+    if num_evaluations < 1 or num_evaluations % 2 == 0:
         raise InputError(
-            f"{num_inference_steps=} must be odd for heun, which evaluates the network twice a step "
-            "and once in the last."
+            f"num_inference_steps={num_evaluations} must be odd for heun, which evaluates the network "
+            "twice a step and once in the last."
         )
-    return (num_inference_steps + 1) // 2
+    return (num_evaluations + 1) // 2
 
 
 @torch.no_grad()
@@ -170,7 +170,8 @@ def heun_sample(
     denoise: DenoiseFn,
     x: Tensor,
     *,
-    num_inference_steps: int = 255,
+    num_steps: int = 128,
+    temperature: float = 1.0,
     s_churn: float = 80.0,
     s_min: float = 0.05,
     s_max: float = 50.0,
@@ -184,7 +185,8 @@ def heun_sample(
         diffusion: the process.
         denoise: F with its conditions bound.
         x: start (B, *S), standard normal.
-        num_inference_steps: network evaluations, 2 N - 1 for N steps.
+        num_steps: N; the network is evaluated 2 N - 1 times.
+        temperature: factor of the standard deviation of the noise that comes in.
         s_churn: how much noise is renewed, over all steps; 0 is deterministic.
         s_min: none is at levels below this one ...
         s_max: ... or above this one.
@@ -192,7 +194,6 @@ def heun_sample(
         clip: bound of the clean sample's estimate.
         generator: source of noise.
     """
-    num_steps = heun_steps(num_inference_steps)
     sigmas = diffusion.sigmas(num_steps).tolist()
     gamma = min(s_churn / num_steps, 2**0.5 - 1)
 
@@ -204,7 +205,7 @@ def heun_sample(
     for sigma, following in itertools.pairwise(sigmas):
         if gamma > 0 and s_min <= sigma <= s_max:
             higher = sigma * (1 + gamma)
-            noise = s_noise * randn(x.shape, generator=generator, like=x)
+            noise = temperature * s_noise * randn(x.shape, generator=generator, like=x)
             x = x + (higher**2 - sigma**2) ** 0.5 * noise
             sigma = higher
         first = slope(x, sigma)

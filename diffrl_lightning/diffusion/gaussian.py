@@ -65,6 +65,11 @@ class GaussianDiffusion(nn.Module):
         shape = (-1,) + (1,) * (ndim - 1)
         return self._signal[t].view(shape), self._noise[t].view(shape)
 
+    def c_noise(self, t: Tensor) -> Tensor:
+        """Noise levels of steps (B,) as EDM's networks see them, log(sigma) / 4 (B,)."""
+        signal, noise = self.signal_noise(t, 1)
+        return 0.25 * (noise / signal).log()
+
     def step(self, t: Tensor | int, s: Tensor | int, ndim: int) -> tuple[Tensor, Tensor]:
         """Alpha = abar_t / abar_s and beta = 1 - alpha of the forward step from s to t.
 

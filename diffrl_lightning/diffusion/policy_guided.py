@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -14,14 +15,19 @@ from diffrl_lightning.types import Generators
 ScoreFn = Callable[[Tensor, Tensor], Tensor]
 """Gradient of a policy's log density: ``x0 (B, H, D), actions (B, H, A) -> (B, H, A)``."""
 
+GaussianFn = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""A Gaussian policy's mean and standard deviation (B, H, A) at ``x0 (B, H, D)``."""
+
+_MOST_DEVIATIONS = 3.0  # guided actions stay so close to the policy, in its standard deviations
+
 
 class PolicyGuided:
     """A denoising function whose actions move with it (PolyGRAD, Rigter et al. 2024, algorithm 1).
 
     It goes to a sampler in the place of the network. At each of its calls it predicts the clean
     trajectory from the actions scaled by sqrt(abar_t), as the network was trained; then the actions
-    take a step along the policy's score at the predicted states, and noise as the sampler adds it. At
-    the last call they only stay within bounds.
+    take a step along the policy's score at the predicted states, and noise of the posterior's variance.
+    At the last call they are only kept within bounds.
 
     Args:
         denoise: ``x (B, H, D), scaled actions (B, H, A), t (B,) -> x0 (B, H, D)``.
@@ -96,6 +102,57 @@ class PolicyDrawn:
         x0 = self.denoise(x, signal * self.actions, t)
         self.actions = self.draw(x0)
         return x0
+
+
+def follow_gaussian(
+    follows: Literal["score", "draws"],
+    denoise: Callable[[Tensor, Tensor, Tensor], Tensor],
+    diffusion: GaussianDiffusion,
+    policy: GaussianFn,
+    noise: Tensor,
+    *,
+    step_size: Tensor,
+    timesteps: Sequence[int],
+    generator: Generators = None,
+) -> PolicyGuided | PolicyDrawn:
+    """Guidance by a Gaussian policy: along its score, within 3 deviations, or by draws from it.
+
+    Args:
+        follows: which of the two.
+        denoise: ``x (B, H, D), scaled actions (B, H, A), t (B,) -> x0 (B, H, D)``.
+        diffusion: the process.
+        policy: mean and standard deviation of actions at a predicted trajectory.
+        noise: actions to begin with (B, H, A), standard normal.
+        step_size: of a step along the score.
+        timesteps: those of the sampler, descending.
+        generator: source of noise, one for all or one a row.
+    """
+
+    def drawn(x0: Tensor) -> Tensor:
+        mean, std = policy(x0)
+        return mean + std * noise
+
+    def score(x0: Tensor, actions: Tensor) -> Tensor:
+        mean, std = policy(x0)
+        # No step goes beyond the mean: of a narrow policy it would land farther off than it began.
+        return (mean - actions) / std.square().clamp(min=step_size)
+
+    def within(x0: Tensor, actions: Tensor) -> Tensor:
+        mean, std = policy(x0)
+        return actions.clamp(mean - _MOST_DEVIATIONS * std, mean + _MOST_DEVIATIONS * std)
+
+    if follows == "draws":
+        return PolicyDrawn(denoise, diffusion, noise, draw=drawn)
+    return PolicyGuided(
+        denoise,
+        diffusion,
+        noise,
+        score=score,
+        within=within,
+        step_size=step_size,
+        timesteps=timesteps,
+        generator=generator,
+    )
 
 
 def score_of(log_prob: Callable[[Tensor, Tensor], Tensor]) -> ScoreFn:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffrl_lightning.types import InputError
+from diffrl_lightning.types import EnvSource, InputError
 
 MazeMap = Sequence[Sequence[int | str]]
 
@@ -49,6 +49,14 @@ class Maze:
         maze = getattr(env.unwrapped, "maze", None)
         return None if maze is None else cls(maze.maze_map, maze.maze_size_scaling)
 
+    @classmethod
+    def of_source(cls, source: EnvSource) -> Maze | None:
+        """The maze of a datamodule's environment, or None where it has none."""
+        env = source.make_env()
+        maze = cls.of(env)
+        env.close()
+        return maze
+
     @property
     def free_cells(self) -> list[tuple[int, int]]:
         """All cells (row, column) without a wall."""
@@ -80,6 +88,52 @@ class Maze:
         weights = np.linspace(0, 1, samples)[:, None, None]
         between = paths[..., None, :-1, :] * (1 - weights) + paths[..., None, 1:, :] * weights
         return np.asarray(self.in_wall(between).any((-1, -2)))
+
+    def _cell_numbers(self, xy: Any) -> np.ndarray:
+        """Flat indices (N,) of the cells that hold positions (N, 2)."""
+        return np.ravel_multi_index(tuple(self.to_cells(xy).T), self.walls.shape)
+
+    def busy_cells(self, xy: np.ndarray, count: int) -> list[np.ndarray]:
+        """Rows of positions (N, 2) by cell, for ``count`` of the more visited half of the cells.
+
+        The cells are evenly spread over that half, from the most visited one on.
+        """
+        index = self._cell_numbers(xy)
+        numbers, counts = np.unique(index, return_counts=True)
+        often = numbers[np.argsort(-counts, kind="stable")]
+        middle = max(1, len(often) // 2)
+        step = max(1, middle // max(1, count))
+        return [np.flatnonzero(index == number) for number in often[:middle][::step][:count]]
+
+    def total_variation(self, first: np.ndarray, second: np.ndarray) -> float:
+        """Total variation between shares of cells, of positions (N, 2) and (M, 2), in [0, 1]."""
+        shares = [
+            np.bincount(self._cell_numbers(xy), minlength=self.walls.size) / len(xy)
+            for xy in (first, second)
+        ]
+        return float(np.abs(shares[0] - shares[1]).sum() / 2)
+
+    def square_means(
+        self, xy: np.ndarray, values: np.ndarray, squares: int = 1
+    ) -> np.ma.MaskedArray:
+        """Mean of values (N,) at positions (N, 2) in each square, masked where there is none.
+
+        Args:
+            xy: positions.
+            values: of the positions.
+            squares: S, squares along a cell's side.
+
+        Returns:
+            (R * S, C * S), the first row at the top.
+        """
+        shape = np.array(self.walls.shape)
+        limits = [(-side, side) for side in shape / 2 * self.cell_size]
+        options: Any = {"bins": shape * squares, "range": limits}
+        sums, counts = (
+            np.histogram2d(-xy[:, 1], xy[:, 0], weights=weights, **options)[0]
+            for weights in (values, None)
+        )
+        return np.ma.masked_array(sums / np.maximum(counts, 1), counts == 0)
 
     @cached_property
     def _distances(self) -> dict[tuple[int, int], np.ndarray]:

@@ -9,6 +9,9 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
+Rows = dict[str, Tensor]
+PARTS = ("observations", "actions", "rewards", "next_observations")  # a trajectory has no next ones
+
 
 class SampleQuality(Metric):
     """Marginals, correlations and nearest neighbours of synthetic rows against real ones.
@@ -76,6 +79,28 @@ class SampleQuality(Metric):
             result[name] = float(distance.median())
             result[f"{name}_low"] = float(distance.quantile(0.05))
         return result
+
+
+def steps_of(batch: Any) -> Rows:
+    """Transitions as they are, and the steps of trajectories (B, H, ...) as rows."""
+    rows = {name: batch[name] for name in PARTS if name in batch}
+    if rows["rewards"].ndim > 1:
+        rows = {name: value.flatten(0, 1) for name, value in rows.items()}
+    return rows
+
+
+def joined_rows(rows: Rows) -> Tensor:
+    """Rows of several arrays as one matrix (N, D)."""
+    return torch.cat([rows[name].reshape(len(rows[name]), -1) for name in PARTS if name in rows], 1)
+
+
+def column_names(rows: Rows) -> list[str]:
+    """A name for each column of :func:`joined_rows`."""
+    names = []
+    for part in (part for part in PARTS if part in rows):
+        columns = [f"{part} {i}" for i in range(rows[part].shape[-1])]
+        names += columns if rows[part].ndim > 1 else [part]
+    return names
 
 
 def kolmogorov_smirnov(first: Tensor, second: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """Roles: what the diffusion is over, what conditions it, what is done with a sample."""
 
-from diffrl_lightning.modules.acting import GaussianActing
+from diffrl_lightning.modules.acting import GaussianActing, SkillActing, SynthesisSampling
 from diffrl_lightning.modules.base import DiffusionModule, Role
 from diffrl_lightning.modules.behaviour_cloning import BehaviourCloning
 from diffrl_lightning.modules.data_synthesizer import DataSynthesizer, TrajectorySynthesizer
@@ -15,44 +15,9 @@ from diffrl_lightning.modules.ensemble_dynamics import EnsembleDynamics
 from diffrl_lightning.modules.idql import IDQL, IDQLActing
 from diffrl_lightning.modules.latent_diffusion import LatentDiffusion, SkillPlanActing
 from diffrl_lightning.modules.latent_q import LatentQ, SkillQActing
-from diffrl_lightning.modules.latent_skills import LatentSkills, SkillActing
+from diffrl_lightning.modules.latent_skills import LatentSkills
 from diffrl_lightning.modules.relative_reward import RelativeReward
-from diffrl_lightning.modules.synthesizer import SynthesisSampling, Synthesizer
+from diffrl_lightning.modules.synthesizer import Synthesizer
 from diffrl_lightning.modules.td3_bc import TD3BC
 from diffrl_lightning.modules.trajectory_value import TrajectoryValue
 from diffrl_lightning.modules.value_policy import ValuePolicy
-
-__all__ = [
-    "IDQL",
-    "TD3BC",
-    "BehaviourCloning",
-    "ChunkActing",
-    "ConditionalPlanActing",
-    "DataSynthesizer",
-    "DecisionDiffuser",
-    "DiffusedValue",
-    "Diffuser",
-    "DiffusionDynamics",
-    "DiffusionModule",
-    "DiffusionPolicy",
-    "DiffusionQL",
-    "DynamicsAgent",
-    "EnsembleDynamics",
-    "GaussianActing",
-    "IDQLActing",
-    "LatentDiffusion",
-    "LatentQ",
-    "LatentSkills",
-    "PlanActing",
-    "QActing",
-    "RelativeReward",
-    "Role",
-    "SkillActing",
-    "SkillPlanActing",
-    "SkillQActing",
-    "SynthesisSampling",
-    "Synthesizer",
-    "TrajectorySynthesizer",
-    "TrajectoryValue",
-    "ValuePolicy",
-]

@@ -3,10 +3,81 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, fields, replace
-from typing import Any
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, ClassVar, Literal
 
+from diffrl_lightning.diffusion import GaussianDiffusion, Sampling, inference_timesteps
 from diffrl_lightning.types import Acting, InputError
+
+SynthesisSampler = Literal["heun", "ddpm", "ddim", "dpmpp"]
+_SKILL_EVALUATIONS = 10  # of the network, for a skill
+
+
+@dataclass(frozen=True, kw_only=True)
+class GaussianActing(Acting):
+    """How a role with a Gaussian over actions acts.
+
+    Args:
+        temperature: factor of the standard deviation; 0 plays the mean.
+    """
+
+    temperature: float = 0.0
+    least: ClassVar = {"temperature": 0}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SkillActing(Acting):
+    """How a role acts by skills.
+
+    Args:
+        n_action_steps: steps that a skill acts for; default H.
+        action_temperature: factor of the decoded actions' standard deviation; 0 plays the mean.
+    """
+
+    n_action_steps: int | None = None
+    action_temperature: float = 0.0
+    least: ClassVar = {"n_action_steps": 1, "action_temperature": 0}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SkillSampling(SkillActing, Sampling):
+    """How skills are drawn from a diffusion prior, by default with 10 evaluations, and act.
+
+    Args:
+        guidance_scale: classifier-free weight of the state: 0 is unconditional, 1 conditional.
+    """
+
+    guidance_scale: float = 1.0
+
+    def timesteps(self, diffusion: GaussianDiffusion) -> list[int]:
+        """The steps to evaluate the network at, descending; by default 10, or T if that is less."""
+        length, wanted = diffusion.num_train_timesteps, self.num_inference_steps
+        return inference_timesteps(length, wanted or min(_SKILL_EVALUATIONS, length))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SynthesisSampling(Sampling):
+    """How a synthesizer samples.
+
+    Args:
+        sampler: ``heun`` (EDM's stochastic sampler), ``ddpm``, ``ddim`` or ``dpmpp``; default that of
+            the process, heun with 31 evaluations for ``edm``, ddim with T for ``ddpm``.
+        target_return: condition on this return to go, 0 the lowest and 1 the highest of the data.
+        task: condition on this dataset of the list that was trained on.
+        guidance_scale: classifier-free weight of the conditions: 0 is unconditional, 1 conditional.
+        bound_actions: clip actions to the environment's bounds.
+        bound_states: reject samples with a state outside the data's bounds in any dimension, and draw
+            them anew, up to 20 times; states that episodes end in do not count. Where episodes end
+            at a boundary of the states, samples beyond it claim that they go on.
+    """
+
+    sampler: SynthesisSampler | None = None  # type: ignore[assignment]
+    target_return: float | None = None
+    task: int | None = None
+    guidance_scale: float = 1.0
+    bound_actions: bool = True
+    bound_states: bool = False
+    least: ClassVar = {"task": 0}
 
 
 def chosen_acting(role: Any, how: Acting | None, choices: Mapping[str, Any]) -> Acting:

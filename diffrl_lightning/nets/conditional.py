@@ -13,12 +13,12 @@ from diffrl_lightning.types import DenoiseFn, InputError
 
 
 class ConditionEmbedding(nn.Module):
-    """Conditions by name -> (B, C), the sum of what an MLP makes of each kind.
+    """Conditions by name -> (B, C), the sum of an MLP's embedding of each kind.
 
-    In training each kind is dropped at random, and a condition that is dropped or not given counts 0.
-    Kinds that are ``always`` given count as one, and the MLPs of the others see them too: what a sum
-    tells of how conditions depend on each other is learned slowly. A condition that may be dropped may
-    be a set of vectors (B, K, width), of which the mean is taken behind the MLP.
+    In training each kind is dropped at random; a condition that is dropped or missing contributes 0.
+    Kinds in ``always`` are embedded together, and are inputs of the other kinds' MLPs too, since a sum
+    of embeddings models interactions of conditions poorly. A condition that may be dropped may be a
+    set of vectors (B, K, width), whose embeddings are averaged.
 
     Args:
         condition_dims: name and width of each kind of condition.
@@ -43,26 +43,25 @@ class ConditionEmbedding(nn.Module):
             raise InputError(f"The chance to drop a condition must lie in [0, 1], not {drop_prob}.")
         self.embed_dim, self.drop_prob = embed_dim, drop_prob
         self.always = [name for name in condition_dims if name in always]
-        known = sum(condition_dims[name] for name in self.always)
-        widths = {name: d + known for name, d in condition_dims.items() if name not in always}
-        if known:
-            widths["always"] = known
+        shared = sum(condition_dims[name] for name in self.always)
+        widths = {name: d + shared for name, d in condition_dims.items() if name not in always}
+        if shared:
+            widths["always"] = shared
         self.encoders = nn.ModuleDict({name: _encoder(d, embed_dim) for name, d in widths.items()})
 
     def forward(self, conditions: Mapping[str, Tensor], like: Tensor) -> Tensor:
         """Conditions (B, width) or (B, K, width) by name -> (B, C); B and the dtype are of ``like``."""
         embedding = like.new_zeros(len(like), self.embed_dim)
-        known = None
+        shared = None
         if self.always:
-            known = torch.cat([conditions[name] for name in self.always], -1)
-            embedding = self.encoders["always"](known)
+            shared = torch.cat([conditions[name] for name in self.always], -1)
+            embedding = self.encoders["always"](shared)
         for name, condition in conditions.items():
             if name in self.always:
                 continue
-            if known is not None:
-                beside = known if condition.ndim == 2 else known[:, None]
-                beside = beside.expand(*condition.shape[:-1], -1)
-                condition = torch.cat([condition, beside], -1)
+            if shared is not None:
+                rows = shared if condition.ndim == 2 else shared[:, None]
+                condition = torch.cat([condition, rows.expand(*condition.shape[:-1], -1)], -1)
             encoded = self.encoders[name](condition)
             if encoded.ndim == 3:
                 encoded = encoded.mean(1)
@@ -117,7 +116,7 @@ class ConditionalDenoiser(nn.Module):
 
 
 class ConditionalMLP(nn.Module):
-    """One number of some conditions, each of which may be missing.
+    """A scalar function of conditions, each of which may be missing.
 
     Args:
         condition_dims: name and width of each kind of condition.

@@ -1,4 +1,4 @@
-"""Critics, and a way to look through a network without training it."""
+"""Critics, and networks with constant weights."""
 
 from __future__ import annotations
 
@@ -70,6 +70,6 @@ class TwinQ(nn.Module):
 
 
 def frozen(net: nn.Module) -> Callable[..., Tensor]:
-    """A network whose weights are constants: gradients pass through it, and none reaches them."""
+    """A network with constant weights: gradients reach its inputs only."""
     weights = {name: p.detach() for name, p in net.named_parameters()}
     return lambda *args: functional_call(net, weights, args)

@@ -1,4 +1,4 @@
-"""Which action leads from one state to the next."""
+"""Inverse dynamics: the action that leads from one state to the next."""
 
 from __future__ import annotations
 

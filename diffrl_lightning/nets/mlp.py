@@ -38,7 +38,7 @@ class DenoisingMLP(nn.Module):
     """The actor of Diffusion-QL: an MLP of the noised vector, the step and the condition.
 
     Args:
-        dim: D, entries of what is denoised.
+        dim: D, entries of the denoised vector.
         cond_dim: C, entries of the condition.
         hidden_dim: width.
         num_layers: hidden layers.
@@ -69,7 +69,7 @@ class ResidualMLP(nn.Module):
     """The actor of IDQL: an MLP of pre-normalised residual blocks ("LN-ResNet").
 
     Args:
-        dim: D, entries of what is denoised.
+        dim: D, entries of the denoised vector.
         cond_dim: C, entries of the condition.
         hidden_dim: width of the residual stream; blocks are four times as wide inside.
         num_blocks: residual blocks.
@@ -122,7 +122,7 @@ class TransitionMLP(nn.Module):
     """The network of SynthER (Lu et al. 2023): wide residual layers over a vector and a noise level.
 
     Args:
-        dim: D, entries of what is denoised.
+        dim: D, entries of the denoised vector.
         cond_dim: C, entries of the condition; 0 for none.
         hidden_dim: width of the residual stream.
         num_blocks: residual layers.

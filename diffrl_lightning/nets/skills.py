@@ -70,9 +70,9 @@ class AutoregressivePolicy(nn.Module):
         )
 
     def forward(self, x: Tensor, actions: Tensor) -> Normal:
-        """Of each entry given those before it: (..., in_dim) and (..., A) -> over (..., A)."""
-        found = [net(torch.cat([x, actions[..., :i]], -1)) for i, net in enumerate(self.entries)]
-        return Normal(*(torch.cat(parts, -1) for parts in zip(*found, strict=True)))
+        """Autoregressive Gaussians of given actions: (..., in_dim), (..., A) -> over (..., A)."""
+        entries = [net(torch.cat([x, actions[..., :i]], -1)) for i, net in enumerate(self.entries)]
+        return Normal(*(torch.cat(parts, -1) for parts in zip(*entries, strict=True)))
 
     def act(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
         """Actions (..., A): each entry's mean, or with standard normal noise (..., A) a draw."""
@@ -86,7 +86,7 @@ class AutoregressivePolicy(nn.Module):
 
 
 class ChunkEncoder(nn.Module):
-    """The skill that a chunk of states and actions shows: a GRU that runs both ways.
+    """The posterior q(z | chunk): a bidirectional GRU over states and actions.
 
     Args:
         observation_dim: O.
@@ -130,7 +130,7 @@ class ChunkEncoder(nn.Module):
 
 
 class SkillVAE(nn.Module):
-    """All networks of a skill: its encoder and prior, and the decoders of its actions and its end.
+    """Encoder, prior, action decoder and end-state decoder of skills.
 
     Args:
         observation_dim: O.
@@ -139,7 +139,7 @@ class SkillVAE(nn.Module):
         hidden_dim: width of all layers.
         num_layers: layers of the encoder's GRU.
         min_std: least standard deviation of actions and ends.
-        clock_dim: entries that tell the decoder of actions the time.
+        clock_dim: entries of the step within a skill, for the action decoder; 0 for none.
     """
 
     def __init__(
@@ -172,7 +172,7 @@ class SkillVAE(nn.Module):
         )
 
     def end(self, observations: Tensor, skills: Tensor) -> Normal:
-        """Of the state behind a chunk: (..., O) at its start and (..., D) -> over (..., O)."""
+        """Gaussian over the chunk's next state: its first (..., O), skills (..., D) -> (..., O)."""
         change = self.dynamics(torch.cat([observations, skills], -1))
         return Normal(observations + change.mean, change.std)
 

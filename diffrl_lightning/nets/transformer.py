@@ -137,7 +137,7 @@ class ActionTransformer(nn.Module):
         )
         self.decoder = nn.TransformerDecoder(layer, depth)
         self.head = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, action_dim))
-        self.apply(_begin_small)
+        self.apply(_init_small)
         for position in (self.position, self.memory_position):
             nn.init.normal_(position, std=0.02)
         step, token = torch.arange(horizon)[:, None], torch.arange(1 + n_obs_steps)
@@ -154,19 +154,19 @@ class ActionTransformer(nn.Module):
             self.encoder(memory + self.memory_position),
             tgt_mask=self.hidden,
             memory_mask=self.memory_hidden,
-            tgt_is_causal=True,  # else it would look, and wait for the device
+            tgt_is_causal=True,  # detecting it would synchronise with the device
         )
         return self.head(h)
 
 
 class StepTransformer(nn.Module):
-    """A causal transformer over the steps of a trajectory, with something given at each of them.
+    """A causal transformer over the steps of a trajectory, conditioned at each step.
 
     Positions and the noise level are sines and cosines, added to every token.
 
     Args:
-        transition_dim: D, what is denoised of a step.
-        cond_dim: C, what is given of it.
+        transition_dim: D, channels that are denoised.
+        cond_dim: C, channels of the condition.
         dim: width.
         depth: layers.
         num_heads: heads of the attention.
@@ -191,7 +191,7 @@ class StepTransformer(nn.Module):
         )
         self.encoder = nn.TransformerEncoder(layer, depth, enable_nested_tensor=False)
         self.head = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, transition_dim))
-        self.apply(_begin_small)
+        self.apply(_init_small)
 
     def forward(self, x: Tensor, t: Tensor, cond: Tensor) -> Tensor:
         """(B, H, D) at steps (B,), given (B, H, C) -> (B, H, D)."""
@@ -203,7 +203,7 @@ class StepTransformer(nn.Module):
         return self.head(self.encoder(h, mask=hidden, is_causal=True))
 
 
-def _begin_small(module: nn.Module) -> None:
+def _init_small(module: nn.Module) -> None:
     if isinstance(module, nn.Linear):
         nn.init.normal_(module.weight, std=0.02)
         if module.bias is not None:

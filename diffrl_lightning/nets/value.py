@@ -1,4 +1,4 @@
-"""Values of noised trajectories: the down-going half of a temporal U-Net, or an MLP of windows."""
+"""Values of noised trajectories: the contracting half of a temporal U-Net, or an MLP of windows."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from diffrl_lightning.types import InputError
 
 
 class TemporalValue(nn.Module):
-    """One number for a trajectory (B, H, D) at a step of the diffusion (Janner et al. 2022).
+    """The value of a noised trajectory (B, H, D) at a diffusion step (Janner et al. 2022).
 
-    Every level halves the horizon, so that it is fixed; it need not be a power of two.
+    Every level halves the horizon, which is therefore fixed; it need not be a power of two.
 
     Args:
         transition_dim: D, channels of a trajectory.
@@ -88,9 +88,9 @@ class TemporalValue(nn.Module):
 
 
 class WindowValue(nn.Module):
-    """The mean of what an MLP makes of each window of a trajectory, at a step of the diffusion.
+    """The value of a noised trajectory as the mean of an MLP over its windows.
 
-    Windows are contiguous and do not overlap, so that a trajectory's value says where in it it lies.
+    Windows are contiguous and do not overlap, so that values can be attributed to places.
 
     Args:
         transition_dim: D, channels of a trajectory.

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from diffrl_lightning.policies.base import BatchPolicy
-from diffrl_lightning.types import Generators, InputError
+from diffrl_lightning.types import Generators, within
 
 
 class ChooseFn(Protocol):
@@ -35,20 +35,27 @@ class SkillPolicy(BatchPolicy):
     Args:
         choose: chooses skills.
         decode: acts by them.
-        n_action_steps: steps that a skill acts for.
+        horizon: H, steps of a skill as it was learned.
+        n_action_steps: steps that a skill acts for; default H.
         options: those of :class:`BatchPolicy`.
 
     Raises:
-        InputError: if an argument is out of range.
+        InputError: if a skill is to act for longer than it was learned.
     """
 
     def __init__(
-        self, choose: ChooseFn, decode: DecodeFn, *, n_action_steps: int, **options: Any
+        self,
+        choose: ChooseFn,
+        decode: DecodeFn,
+        *,
+        horizon: int,
+        n_action_steps: int | None = None,
+        **options: Any,
     ) -> None:
         super().__init__(**options)
-        if n_action_steps < 1:
-            raise InputError(f"{n_action_steps=} must be at least 1.")
-        self.choose, self.decode, self.n_action_steps = choose, decode, n_action_steps
+        within(1, horizon, n_action_steps=n_action_steps)
+        self.choose, self.decode = choose, decode
+        self.n_action_steps = horizon if n_action_steps is None else n_action_steps
         self._skills = torch.zeros(0, 0)  # (N, D)
 
     @torch.no_grad()

@@ -7,7 +7,6 @@ from modules.role_tester import quiet_trainer, ready
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from diffrl_lightning import DataSynthesizer, InputError, SampleReport, TransitionData
-from diffrl_lightning.callbacks.sample_report import joined_rows, steps_of
 from diffrl_lightning.cli import main
 
 
@@ -36,13 +35,6 @@ def test_perfect_samples_score_1(tmp_path, pendulum_file):
     trainer.validate(module, datamodule=data, verbose=False)
     assert trainer.callback_metrics["val/marginal"] == 1
     assert trainer.callback_metrics["val/correlation"] == pytest.approx(1)
-
-
-def test_rows_of_trajectories():
-    batch = {"observations": torch.rand(4, 5, 3), "actions": torch.rand(4, 5, 1)}
-    rows = joined_rows(steps_of(batch | {"rewards": torch.rand(4, 5), "returns": torch.rand(4)}))
-    assert rows.shape == (20, 5)
-    assert torch.equal(rows[6, :3], batch["observations"][1, 1])
 
 
 def test_too_few_samples_are_refused():

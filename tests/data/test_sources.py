@@ -5,12 +5,12 @@ import h5py
 import minari
 import numpy as np
 import pytest
-import torch
 from conftest import write_d4rl
 from minari.data_collector import EpisodeBuffer
 
-from diffrl_lightning.data import SequenceData, TransitionData, Transitions, minari_source, sources
+from diffrl_lightning.data import Transitions, sources
 from diffrl_lightning.data.sources import SourceOptions
+from diffrl_lightning.data.sources import minari as minari_reader
 from diffrl_lightning.types import InputError
 
 OPTIONS = SourceOptions()
@@ -73,110 +73,6 @@ def test_ogbench_layout(tmp_path):
     assert describe(path).observation_dim == 2
 
 
-def test_list_of_datasets(tmp_path):
-    first = write_d4rl(tmp_path / "a.hdf5", episodes=3)
-    second = write_d4rl(tmp_path / "b.hdf5", episodes=4, seed=1)
-    data = SequenceData([str(first), str(second)], horizon=8, val_fraction=0)
-    data.prepare_data()
-    data.setup("fit")
-    assert len(data.episodes) == 7
-    np.testing.assert_array_equal(data.episodes.rewards[300:], load(second).rewards)
-
-
-def test_medium_and_expert_as_a_list(tmp_path):
-    """Both datasets are in the batches, each window with the number of the dataset it is from."""
-    paths = [
-        write_d4rl(tmp_path / f"{name}.hdf5", episodes=6, length=20, rewards=np.full(120, reward))
-        for name, reward in (("medium", 1.0), ("expert", 2.0))
-    ]
-    data = SequenceData([str(p) for p in paths], horizon=4, discount=1.0, batch_size=64)
-    data.setup("fit")
-    assert data.num_origins == 2
-    assert data.episodes.origins.tolist() == [0] * 6 + [1] * 6
-    for loader in (data.train_dataloader(), data.val_dataloader()):
-        for batch in loader:
-            reward = batch["origins"] + 1.0
-            assert torch.equal(batch["rewards"], reward[:, None].expand(-1, 4))
-            assert ((batch["returns"] / reward) % 1 == 0).all()
-    origins = torch.cat([batch["origins"] for batch in data.train_dataloader()])
-    assert origins.bincount().min() > 0.3 * len(origins)
-    assert SequenceData(str(paths[0]), horizon=4).num_origins == 1
-
-
-def test_windows_of_one_dataset_with_statistics_of_all(tmp_path):
-    """``train_on`` chooses windows; what a model takes its statistics from stays the same."""
-    names = [str(write_d4rl(tmp_path / f"{seed}.hdf5", seed=seed)) for seed in (0, 1)]
-    rows = []
-    for part in ([0], [1], None):
-        data = SequenceData(names, horizon=4, train_on=part, val_fraction=0.3)
-        data.setup("fit")
-        for dataset in (data.train_data, data.val_data):
-            origins = dataset[torch.arange(len(dataset))]["origins"].unique().tolist()
-            assert origins == (part or [0, 1])
-        values, which = data.training_rows("observations")
-        rows.append(values[which])
-    assert torch.equal(rows[0], rows[1])
-    assert torch.equal(rows[0], rows[2])
-    with pytest.raises(InputError, match="0 to 1"):
-        SequenceData(names, horizon=4, train_on=[2])
-    with pytest.raises(InputError, match="leaves no episode"):
-        SequenceData(names, horizon=4, train_on=[]).setup("fit")
-
-
-def test_returns_of_the_training_episodes_alone(tmp_path):
-    """Ten episodes of 20 steps, the e-th with rewards e, so that those held out would be seen."""
-    rewards = np.repeat(np.arange(1.0, 11), 20)
-    terminals, timeouts = np.zeros(200, bool), np.zeros(200, bool)
-    terminals[39] = True  # the second episode ended, the others were cut short
-    timeouts[19::20] = ~terminals[19::20]
-    path = write_d4rl(
-        tmp_path / "a.hdf5", length=20, rewards=rewards, terminals=terminals, timeouts=timeouts
-    )
-    data = SequenceData(
-        str(path), horizon=4, discount=0.5, termination_penalty=-7.0, val_fraction=0.3
-    )
-    data.setup("fit")
-    assert len(data.val_indices) == 3
-    assert 1 in data.train_indices
-    left = np.arange(20)[::-1]  # steps that follow
-    expected = [
-        (e + 1) * (2 - 0.5**left) - 7 * 0.5**left * (e == 1) for e in data.train_indices.tolist()
-    ]
-    np.testing.assert_allclose(data.training_returns(), np.concatenate(expected), rtol=1e-6)
-
-
-def test_a_share_of_the_training_episodes(tmp_path):
-    """Ten episodes of 20 steps; what is held out does not depend on the share that is trained on."""
-    path = write_d4rl(tmp_path / "a.hdf5", length=20)
-
-    def split(**kwargs):
-        data = TransitionData(str(path), **kwargs)
-        data.setup("fit")
-        rows = data.training_rows("actions")[1]
-        assert int(rows.sum()) == 20 * len(data.train_indices)
-        states, following, rows = data.training_pairs()
-        assert int(rows.sum()) == 20 * len(data.train_indices)
-        batch = data.train_data[torch.arange(len(data.train_data))]
-        for name, values in (("observations", states), ("next_observations", following)):
-            found = values[rows].view(-1, 20, values.shape[1])[:, :19].flatten(0, 1)
-            assert torch.equal(found, batch[name])
-        assert len(data.train_data) == 19 * len(data.train_indices)  # last steps have no next state
-        return set(data.train_indices.tolist()), set(data.val_indices.tolist())
-
-    whole, held_out = split(val_fraction=0.2)
-    part, same = split(val_fraction=0.2, train_fraction=0.25)
-    assert len(part) == 2
-    assert part < whole
-    assert same == held_out
-    assert split(val_fraction=0.2, train_fraction=0.25, seed=1)[0] != part
-    few, watched = split(val_fraction=0.0, train_fraction=0.01)
-    assert few == watched
-    assert len(few) == 1
-    for wrong in (0.0, 1.5):
-        with pytest.raises(InputError, match="train_fraction"):
-            TransitionData(str(path), train_fraction=wrong)
-
-
 def write_npz(path, **arrays):
     whole = {
         "observations": np.zeros((10, 2)),
@@ -196,18 +92,6 @@ def test_damaged_npz_is_refused(tmp_path):
         load(path)
     with pytest.raises(InputError, match="without an action"):
         load(write_npz(tmp_path / "b.npz", terminals=np.ones(10)))
-
-
-def test_validation_episodes_are_long_enough(tmp_path):
-    """Episodes that are shorter than a window are never all that is held out."""
-    timeouts = np.zeros(3600, bool)
-    timeouts[np.concatenate([np.arange(1, 11) * 300, 3000 + np.arange(1, 31) * 20]) - 1] = True
-    path = write_d4rl(tmp_path / "a.hdf5", episodes=36, timeouts=timeouts)
-    for seed in range(6):
-        data = SequenceData(str(path), horizon=64, seed=seed)
-        data.setup("fit")
-        assert len(data.val_data) == 2 * 237 if len(data.val_indices) == 2 else 237
-        assert len(data.train_indices) + len(data.val_indices) == 40
 
 
 def bad_hdf5(tmp_path):
@@ -322,7 +206,7 @@ def test_minari_dictionary_observations_goals_and_cache(tmp_path, monkeypatch):
 
     caches = sorted((tmp_path / "cache").iterdir())
     assert len(caches) == 2, "one cache for each choice of keys"
-    monkeypatch.setattr(minari_source, "_read", lambda *_: pytest.fail("the cache was not used"))
+    monkeypatch.setattr(minari_reader, "_read", lambda *_: pytest.fail("the cache was not used"))
     np.testing.assert_array_equal(load("test/goals-v0").observations, episodes.observations)
     with pytest.raises(InputError, match="choose observation_keys and goal_key among"):
         load("test/goals-v0", SourceOptions(observation_keys=("position",)))

@@ -4,7 +4,7 @@ import lightning.pytorch as pl
 import torch
 
 from diffrl_lightning.data import ChunkData
-from diffrl_lightning.modules import Role, LatentDiffusion, LatentSkills
+from diffrl_lightning.modules import LatentDiffusion, LatentSkills, Role
 
 
 def quiet_trainer(tmp_path, **options):
@@ -132,7 +132,7 @@ def check_role(
 
 def averages(module):
     """All weights of each of the averages."""
-    nets = [ema for ema, _ in module.ema_pairs()]
+    nets = module.averages()
     assert nets
     return [torch.cat([p.flatten() for p in net.parameters()]) for net in nets]
 

@@ -53,8 +53,8 @@ def train(module, next_batch, *, steps, lr):
         loss.backward()
         optimizer.step()
         schedule.step()
-        for ema, net in module.ema_pairs():
-            ema.update(net, step + 1)
+        for ema in module.averages():
+            ema.update(step + 1)
     return module.eval()
 
 

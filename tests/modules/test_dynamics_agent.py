@@ -13,6 +13,7 @@ from diffrl_lightning import (
     InputError,
     LatentDiffusion,
     OnlineData,
+    SkillActing,
     TransitionData,
 )
 from diffrl_lightning.modules.dynamics_agent import generalized_advantages
@@ -178,8 +179,8 @@ def test_what_does_not_fit_online_is_refused_before_training(tmp_path):
 
     with pytest.raises(InputError, match="add the callback Collect"):
         fit(agent())
-    with pytest.raises(InputError, match="do not fit"):
-        fit(agent(), Collect(policy_kwargs={"temprature": 1.0}))
+    with pytest.raises(InputError, match="SkillActing is not how DynamicsAgent acts"):
+        fit(agent(), Collect(acting=SkillActing()))
     with pytest.raises(InputError, match="does not learn online"):
         fit(LatentDiffusion(4, 1, horizon=6, latent_dim=4), Collect())
     with pytest.raises(InputError, match="needs actions that are bounded vectors"):

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from diffrl_lightning import ChunkData, DiffusionModule, InputError, LatentDiffusion
+from diffrl_lightning import ChunkData, InputError, LatentDiffusion, Role, SkillPlanActing
 from diffrl_lightning.nets import Normal
 from diffrl_lightning.normalizers import TrajectoryNormalizer
 from modules.role_tester import check_role, quiet_trainer, saved, small_skills
@@ -92,7 +92,9 @@ def shares(module, **sampling):
     """Of samples to the right, in a state on the right and one on the left; and of neither."""
     states = torch.tensor([[1.0, 0, 0], [-1.0, 0, 0]])
     with torch.no_grad():
-        z = module.latents.unnormalize(module.sample_skills(states, 1000, **sampling))[..., 0]
+        z = module.latents.unnormalize(
+            module.sample_skills(states, 1000, SkillPlanActing(**sampling))
+        )[..., 0]
     neither = (z.abs() - 1).abs() > 0.4
     return (z > 0).float().mean(1).tolist(), neither.float().mean().item()
 
@@ -118,7 +120,9 @@ def test_plans_come_close_to_their_goals(at_a_junction):
     states = torch.zeros(40, 3)
     goals = torch.tensor([[2.0], [-2.0]]).repeat(20, 1)
     with torch.no_grad():
-        chosen = at_a_junction.choose(states, goals, num_candidates=30, planning_depth=2)
+        chosen = at_a_junction.choose(
+            states, goals, SkillPlanActing(num_candidates=30, planning_depth=2)
+        )
     right = at_a_junction.latents.unnormalize(chosen)[:, 0] > 0
     assert right.float().view(20, 2).mean(0).tolist() == pytest.approx([1, 0], abs=0.06)
 
@@ -144,7 +148,7 @@ def test_refuses(wrong, match):
         ({"num_candidates": 4}, "there is none"),
         ({"planning_depth": 0}, "planning_depth"),
         ({"num_inference_steps": 9}, "between 1 and the 8"),
-        ({"n_action_steps": 9}, "horizon=8"),
+        ({"n_action_steps": 9}, r"must lie in \[1, 8\]"),
     ],
 )
 def test_refuses_to_act_so(wrong, match):

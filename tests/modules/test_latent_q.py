@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from diffrl_lightning import ChunkData, InputError, LatentQ
+from diffrl_lightning import ChunkData, InputError, LatentQ, SkillQActing
 from diffrl_lightning.normalizers import TrajectoryNormalizer
 from modules.role_tester import check_role, quiet_trainer, saved, small_prior, small_skills
 
@@ -55,7 +55,7 @@ class Table(torch.nn.Module):
     def encode(self, batch):
         return batch["z"]
 
-    def sample_skills(self, states, num_samples, **sampling):
+    def sample_skills(self, states, num_samples, how, *, generator=None):
         return torch.eye(3)[PROPOSED[states.argmax(1)]]
 
 
@@ -99,7 +99,7 @@ def test_critics_learn_what_the_table_says(num_critics):
     found = module.critic(torch.eye(5), torch.eye(3).expand(5, -1, -1))
     expected = q[:4].expand(num_critics, -1, -1)
     torch.testing.assert_close(found[:, :4], expected, rtol=0.02, atol=0.02)
-    chosen = module.choose(torch.eye(5)[:4], None, num_candidates=2).argmax(1)
+    chosen = module.choose(torch.eye(5)[:4], None, SkillQActing(num_candidates=2)).argmax(1)
     best = PROPOSED[:4].gather(1, q[:4].gather(1, PROPOSED[:4]).argmax(1, keepdim=True))[:, 0]
     assert torch.equal(chosen, best)
 
@@ -133,7 +133,8 @@ def test_skills_are_chosen_by_the_least_or_the_mean():
     module._q = lambda *_: torch.tensor([[2.0, 1.0], [2.0, 5.0], [2.0, 5.0]])[:, None]
     state = torch.eye(5)[:1]
     for critics, best in (("least", 0), ("mean", 1)):
-        assert module.choose(state, None, num_candidates=2, critics=critics).argmax() == best
+        how = SkillQActing(num_candidates=2, critics=critics)
+        assert module.choose(state, None, how).argmax() == best
 
 
 @pytest.mark.parametrize(

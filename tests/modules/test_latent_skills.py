@@ -189,7 +189,7 @@ def test_refuses(wrong, match):
 
 
 def test_a_skill_acts_no_longer_than_it_was_learned():
-    with pytest.raises(InputError, match="n_action_steps=9 must lie between 1 and horizon=8"):
+    with pytest.raises(InputError, match=r"n_action_steps=9 must lie in \[1, 8\]"):
         small().make_policy(n_action_steps=9)
 
 
