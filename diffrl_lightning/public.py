@@ -12,24 +12,6 @@ from diffrl_lightning.callbacks import (
 from diffrl_lightning.data import ChunkData, FutureData, OnlineData, SequenceData, TransitionData
 from diffrl_lightning.diffusion import Sampling
 from diffrl_lightning.modules import *  # noqa: F403
-from diffrl_lightning.modules import __all__ as _roles
 from diffrl_lightning.types import Acting, InputError
 
-__all__ = [
-    "Acting",
-    "ChunkData",
-    "Collect",
-    "FutureData",
-    "InputError",
-    "MazeMap",
-    "OnlineData",
-    "PlanFigure",
-    "Rollout",
-    "SampleReport",
-    "SampleWriter",
-    "Sampling",
-    "SequenceData",
-    "SkillFigure",
-    "TransitionData",
-    *_roles,
-]
+__all__ = [name for name in dir() if name[0].isupper()]

@@ -8,19 +8,3 @@ from diffrl_lightning.data.futures import FutureData, Futures
 from diffrl_lightning.data.online import OnlineData, ReplayData
 from diffrl_lightning.data.transitions import TransitionData, Transitions
 from diffrl_lightning.data.windows import SequenceData, Windows
-
-__all__ = [
-    "ChunkData",
-    "Chunks",
-    "Episodes",
-    "FutureData",
-    "Futures",
-    "OfflineData",
-    "OnlineData",
-    "ReplayBuffer",
-    "ReplayData",
-    "SequenceData",
-    "TransitionData",
-    "Transitions",
-    "Windows",
-]

@@ -113,7 +113,6 @@ class ChunkData(OfflineData):
     """
 
     batch_type = ChunkBatch
-    makes = "chunks"  # until modules read batch_type
 
     def __init__(
         self,

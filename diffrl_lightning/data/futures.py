@@ -126,7 +126,6 @@ class FutureData(OfflineData):
     """
 
     batch_type = FutureBatch
-    makes = "futures"  # until modules read batch_type
 
     def __init__(
         self,

@@ -107,7 +107,6 @@ class OnlineData(GrowingData):
     """
 
     batch_type = ChunkBatch
-    makes = "chunks"  # until modules read batch_type
     grows = True
     ref_scores: tuple[float, float] | None = None
 
@@ -241,7 +240,6 @@ class ReplayData(GrowingData):
     """
 
     batch_type = TransitionBatch
-    makes = "transitions"  # until modules read batch_type
 
     def __init__(
         self,

@@ -114,7 +114,6 @@ class TransitionData(OfflineData):
     """
 
     batch_type = TransitionBatch
-    makes = "transitions"  # until modules read batch_type
 
     def __init__(
         self,

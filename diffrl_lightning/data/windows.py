@@ -139,7 +139,6 @@ class SequenceData(OfflineData):
     """
 
     batch_type = SequenceBatch
-    makes = "windows"  # until modules read batch_type
 
     def __init__(
         self,

@@ -21,38 +21,3 @@ from diffrl_lightning.modules.synthesizer import Synthesizer
 from diffrl_lightning.modules.td3_bc import TD3BC
 from diffrl_lightning.modules.trajectory_value import TrajectoryValue
 from diffrl_lightning.modules.value_policy import ValuePolicy
-
-__all__ = [
-    "IDQL",
-    "TD3BC",
-    "BehaviourCloning",
-    "ChunkActing",
-    "ConditionalPlanActing",
-    "DataSynthesizer",
-    "DecisionDiffuser",
-    "DiffusedValue",
-    "Diffuser",
-    "DiffusionDynamics",
-    "DiffusionModule",
-    "DiffusionPolicy",
-    "DiffusionQL",
-    "DynamicsAgent",
-    "EnsembleDynamics",
-    "GaussianActing",
-    "IDQLActing",
-    "LatentDiffusion",
-    "LatentQ",
-    "LatentSkills",
-    "PlanActing",
-    "QActing",
-    "RelativeReward",
-    "Role",
-    "SkillActing",
-    "SkillPlanActing",
-    "SkillQActing",
-    "SynthesisSampling",
-    "Synthesizer",
-    "TrajectorySynthesizer",
-    "TrajectoryValue",
-    "ValuePolicy",
-]

@@ -10,7 +10,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from diffrl_lightning.diffusion import EDM, rand
 from diffrl_lightning.modules.synthesizer import Synthesizer
-from diffrl_lightning.nets import EMA, Backbone, TransitionMLP, make_backbone, mlp
+from diffrl_lightning.nets import Backbone, TransitionMLP, make_backbone, mlp
 from diffrl_lightning.normalizers import Normalizer, make_normalizer
 from diffrl_lightning.types import (
     Generators,
@@ -34,8 +34,6 @@ class DataSynthesizer(Synthesizer):
     noise levels that hide them, and they are lost.
 
     Args:
-        observation_dim: O, taken from the data.
-        action_dim: A, taken from the data.
         hidden_dim: width of the network.
         num_blocks: its residual layers.
         embed_dim: width of its first layer, and of all embeddings.
@@ -46,9 +44,6 @@ class DataSynthesizer(Synthesizer):
             the chance that a network of its own gives for the state and the action. That is sharper
             where an episode ends at a boundary of the states, which diffusion blurs.
         training: keywords of :class:`Synthesizer`.
-
-    Raises:
-        InputError: if there are goals, or an argument is unknown or out of range.
     """
 
     batch_type = TransitionBatch
@@ -90,15 +85,10 @@ class DataSynthesizer(Synthesizer):
         if next_state == "change":
             self.changes = make_normalizer(self.hparams["normalizer"], observation_dim)
 
-    def ema_pairs(self) -> list[tuple[EMA, nn.Module]]:
-        """The averages of the denoiser and of the classifier of terminals."""
-        if self.classifier is None:
-            return super().ema_pairs()
-        return [*super().ema_pairs(), (self.classifier_ema, self.classifier)]
-
     def param_groups(self) -> list[dict[str, Any]]:
         """The networks."""
-        return [{"params": list(net.parameters())} for _, net in self.ema_pairs()]
+        nets = (self.denoiser, self.classifier)
+        return [{"params": list(net.parameters())} for net in nets if net is not None]
 
     def fit_normalizers(self, data: TrainingData) -> None:
         """As for every synthesizer; and of changes, and the spread of the terminals."""
@@ -186,8 +176,6 @@ class TrajectorySynthesizer(Synthesizer):
     modelled.
 
     Args:
-        observation_dim: O, taken from the data.
-        action_dim: A, taken from the data.
         horizon: H, taken from the data.
         stride: taken from the data; must be 1.
         backbone: a temporal ``unet``, or ``dit``, a transformer.
@@ -197,9 +185,6 @@ class TrajectorySynthesizer(Synthesizer):
         depth: blocks of the transformer.
         num_heads: heads of the transformer.
         training: keywords of :class:`Synthesizer`; conditions are those of the window's first step.
-
-    Raises:
-        InputError: if there are goals, the horizon does not divide, or an argument is unknown.
     """
 
     def __init__(

@@ -17,32 +17,3 @@ from diffrl_lightning.nets.skills import Normal, SkillCritic, SkillVAE
 from diffrl_lightning.nets.temporal_unet import TemporalUnet, check_horizon
 from diffrl_lightning.nets.transformer import ActionTransformer, DiT1d, StepTransformer
 from diffrl_lightning.nets.value import TemporalValue, WindowValue
-
-__all__ = [
-    "EMA",
-    "ActionTransformer",
-    "Backbone",
-    "ChunkBackbone",
-    "ConditionalDenoiser",
-    "ConditionalMLP",
-    "DenoisingMLP",
-    "DiT1d",
-    "EnsembleMLP",
-    "InverseDynamics",
-    "Normal",
-    "ResidualMLP",
-    "SinusoidalEmbedding",
-    "SkillCritic",
-    "SkillVAE",
-    "StepTransformer",
-    "TemporalUnet",
-    "TemporalValue",
-    "TransitionMLP",
-    "TwinQ",
-    "WindowValue",
-    "check_horizon",
-    "frozen",
-    "make_backbone",
-    "make_chunk_backbone",
-    "mlp",
-]

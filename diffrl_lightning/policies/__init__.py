@@ -3,5 +3,3 @@
 from diffrl_lightning.policies.chunked import ChunkedPolicy, ChunkFn
 from diffrl_lightning.policies.planner import PlannerPolicy
 from diffrl_lightning.policies.skills import ChooseFn, DecodeFn, SkillPolicy
-
-__all__ = ["ChooseFn", "ChunkFn", "ChunkedPolicy", "DecodeFn", "PlannerPolicy", "SkillPolicy"]

@@ -105,9 +105,7 @@ def test_a_warm_start_is_the_last_evaluations_from_their_noise_level(
 
 def test_a_warm_start_of_no_or_of_all_evaluations_is_afresh():
     def run(**kwargs):
-        return draw(
-            process(), network, SHAPE, FIVE_STEPS, like=LIKE, generator=seeded(1), **kwargs
-        )
+        return draw(process(), network, SHAPE, FIVE_STEPS, like=LIKE, generator=seeded(1), **kwargs)
 
     previous = torch.ones(SHAPE)
     for steps in (0, 5, 9):

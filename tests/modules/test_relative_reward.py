@@ -6,7 +6,7 @@ import torch
 from conftest import write_d4rl
 
 from diffrl_lightning import Diffuser, InputError, RelativeReward, SequenceData
-from diffrl_lightning.diffusion import ddpm_sample, inpaint, value_guided
+from diffrl_lightning.diffusion import GuidedSampling, ddpm_sample, inpaint, value_guided
 from modules.role_tester import check_role, quiet_trainer, saved
 
 SMALL = {"horizon": 8, "num_train_timesteps": 8, "normalizer": "limits"}
@@ -149,6 +149,7 @@ def test_diffusers_of_different_statistics_are_refused(tmp_path, two_files, diff
         ({"network": "unet", "window": 4}, "no windows"),
         ({"objective": "discriminator", "gradient_at": "mean"}, "no gradient"),
         ({"objective": "discriminator", "unit": "x0"}, "no gradient"),
+        ({"compile": True}, "leave compile at false"),
     ],
 )
 def test_refuses(wrong, match):
@@ -249,7 +250,8 @@ def test_steering_moves_the_base_towards_the_expert():
         known = torch.zeros(2_000, 2, 3)
         known[:, 0, 1:] = START
         known = inpaint(known, module.known)
-        guide = value_guided(module.value, diffusion, value_guidance_scale=scale, constraint=known)
+        how = GuidedSampling(value_guidance_scale=scale, num_guide_steps=1, guidance_stop=0)
+        guide = value_guided(module.value, diffusion, how, constraint=known)
         noise = torch.randn(2_000, 2, 3)
         x = ddpm_sample(diffusion, base.predict_noise, noise, pre_step=guide, constraint=known)
         return ((x.mean(0) - BASE)[:, 0] @ (EXPERT - BASE)[:, 0] / shift**2).item()

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from diffrl_lightning import (
+    Acting,
     BehaviourCloning,
     DiffusedValue,
     FutureData,
@@ -41,11 +42,11 @@ def test_role(tmp_path, pendulum_file, value_ckpt, extraction):
 class Signed:
     """A value of actions: their sum; the future is the state itself."""
 
-    def advantages(self, states, actions, **sampling):
+    def advantages(self, states, actions, how):
         return actions.sum(1)
 
-    def sample_futures(self, states, *, num_samples, num_inference_steps):
-        return states[:, None].expand(-1, num_samples, -1)
+    def sample_futures(self, states, *, how):
+        return states[:, None].expand(-1, how.num_samples, -1)
 
     def rewards_of(self, states, actions):
         return actions.sum(1)
@@ -65,7 +66,7 @@ def learned(steps=300, **options):
         loss.backward()
         optimizer.step()
         module.ema.update(module.actor, step + 1)
-    return module.decide(torch.randn(500, 3)).mean().item()
+    return module.decide(torch.randn(500, 3), Acting()).mean().item()
 
 
 def test_better_actions_count_for_more():
@@ -92,7 +93,9 @@ def test_the_ascent_climbs_the_reward():
 def test_units_do_not_matter(extraction):
     module = ValuePolicy(3, 1, hidden_dim=16, extraction=extraction, q_weight=0.0)
     module.value = [Signed()]
-    units_do_not_matter(module, transitions(), decide=module.decide)
+    units_do_not_matter(
+        module, transitions(), decide=lambda states: module.decide(states, Acting())
+    )
 
 
 def test_what_does_not_fit_is_refused_before_training(tmp_path, pendulum_file, value_ckpt):

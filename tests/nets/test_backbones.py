@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from nets.helpers import chunks, perturbed
 
 from diffrl_lightning.nets import DiT1d, TemporalUnet, make_backbone
 from diffrl_lightning.types import InputError
+from nets.helpers import chunks, perturbed
 
 BACKBONE = {"horizon": 8, "dim": 16, "dim_mults": (1, 2), "attention": False, "depth": 1,
             "num_heads": 2}  # fmt: skip

@@ -4,7 +4,6 @@ from functools import partial
 
 import pytest
 import torch
-from nets.helpers import chunks
 
 from diffrl_lightning.nets import (
     ConditionalDenoiser,
@@ -18,6 +17,7 @@ from diffrl_lightning.nets import (
     TwinQ,
     mlp,
 )
+from nets.helpers import chunks
 
 
 def decision_diffuser(observation_dim):

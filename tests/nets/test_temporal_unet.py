@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from nets.helpers import perturbed
 
 from diffrl_lightning.nets import TemporalUnet, check_horizon
 from diffrl_lightning.nets.temporal_unet import LinearAttention
 from diffrl_lightning.types import InputError
+from nets.helpers import perturbed
 
 
 @pytest.mark.parametrize("horizon", [4, 12, 36])

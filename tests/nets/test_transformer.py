@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from nets.helpers import perturbed
 
 from diffrl_lightning.nets import ActionTransformer, DiT1d, StepTransformer
 from diffrl_lightning.types import InputError
+from nets.helpers import perturbed
 
 
 def test_a_step_transformer_does_not_look_ahead():

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from nets.helpers import perturbed
 
 from diffrl_lightning.nets import TemporalValue
+from nets.helpers import perturbed
 
 
 @pytest.mark.parametrize("horizon", [1, 4, 5, 7, 30])
