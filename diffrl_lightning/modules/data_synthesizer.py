@@ -21,17 +21,17 @@ from diffrl_lightning.types import (
     one_of,
 )
 
-_LEAST_SPREAD = 0.1  # of terminals, lest the few there are make up their column's loss
+_LEAST_SPREAD = 0.1  # of terminals, lest a few of them dominate the loss of their entry
 
 
 class DataSynthesizer(Synthesizer):
-    """Transitions, diffused whole: state, action, reward, next state, and whether it was the last.
+    """SynthER: transitions of state, action, reward, next state and terminal, diffused whole.
 
     The paper's process is EDM with a stochastic sampler of 255 evaluations; ``ddpm`` is the discrete
-    diffusion of the other roles, on the same network. Whether a transition ends its episode is not
-    normalised; a sample's is 1 above one half. EDM's ``sigma_data`` of that entry is its standard
-    deviation, at least 0.1, where the paper has 1 for all: with 1 for what seldom differs from 0 the
-    network is asked for what it cannot tell at low noise, and terminals are lost.
+    diffusion of the other roles, on the same network. Terminals are not normalised, and a sample's is 1
+    above one half. Their ``sigma_data`` in EDM is their standard deviation, at least 0.1, where the
+    paper has 1 for all entries: with 1, the preconditioning expects rare terminals to be predicted at
+    noise levels that hide them, and they are lost.
 
     Args:
         hidden_dim: width of the network.
@@ -116,7 +116,7 @@ class DataSynthesizer(Synthesizer):
     def loss_weight(self, batch: TransitionBatch) -> Tensor:
         """(B, D): 0 for next states that were not recorded, where the data repeat the last state.
 
-        Learned, with terminals that are missed now and then, they were states to stay in for ever.
+        Trained on them, a model that misses a terminal would make a state that never changes.
         """
         following, states = batch["next_observations"], batch["observations"]
         recorded = ~((following == states).all(1) & (batch["terminations"] > 0))
@@ -172,8 +172,8 @@ class DataSynthesizer(Synthesizer):
 class TrajectorySynthesizer(Synthesizer):
     """Windows of states, actions and rewards, diffused whole: episodes of H - 1 steps.
 
-    Planners can be trained on them. An episode ends after its window, cut short: that episodes may
-    really end is not modelled.
+    Planners can be trained on them. An episode is truncated after its window: terminations are not
+    modelled.
 
     Args:
         horizon: H, taken from the data.

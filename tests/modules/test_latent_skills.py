@@ -39,6 +39,12 @@ def test_densities_and_divergences_are_those_of_torch():
     torch.testing.assert_close(first.kl(first), torch.zeros(5), atol=1e-6, rtol=0)
 
 
+def test_the_networks_that_are_called_are_compiled():
+    module = small()
+    vae = module.vae
+    assert set(module.compiled_nets()) == {vae.encoder, vae.prior, vae.policy, vae.dynamics}
+
+
 def test_what_pads_a_chunk_does_not_matter():
     module, batch = small(), chunks()
     torch.manual_seed(1)
