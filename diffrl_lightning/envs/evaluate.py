@@ -99,15 +99,12 @@ def _record_plans(
             if episode is None:
                 continue
             episode.plans.append(states[:, :2].numpy().copy())
-            if episode.index < keep_paths and _snapshot_is_due(episode, snapshot_every):
-                episode.snapshots.append(_snapshot(policy, plan, k, episode.length))
-
-
-def _snapshot_is_due(episode: Episode, snapshot_every: int) -> bool:
-    if not episode.snapshots:
-        return True
-    passed = episode.length - episode.snapshots[-1].step
-    return passed >= snapshot_every and len(episode.snapshots) < _MOST_SNAPSHOTS
+            kept, now = episode.snapshots, episode.length
+            due = not kept or (
+                now - kept[-1].step >= snapshot_every and len(kept) < _MOST_SNAPSHOTS
+            )
+            if due and episode.index < keep_paths:
+                kept.append(_snapshot(policy, plan, k, now))
 
 
 def _snapshot(policy: Policy, plan: Any, k: int, step: int) -> PlanSnapshot:

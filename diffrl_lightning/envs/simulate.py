@@ -15,18 +15,13 @@ from diffrl_lightning.types import InputError
 class Simulated(NamedTuple):
     """What came of N steps.
 
-    Attributes:
-        next_observations: (N, O).
-        rewards: (N,).
-        terminations: (N,) bool, where the episode would have ended.
-        known: (N,) bool, false where a velocity reached the bound at which these environments cut it
-            off in their observations, so that the state is not known.
+    A state is not known where a velocity reached the bound at which observations cut it off.
     """
 
-    next_observations: np.ndarray
-    rewards: np.ndarray
-    terminations: np.ndarray
-    known: np.ndarray
+    next_observations: np.ndarray  # (N, O)
+    rewards: np.ndarray  # (N,)
+    terminations: np.ndarray  # (N,) bool, where the episode would have ended
+    known: np.ndarray  # (N,) bool
 
 
 def simulate(
@@ -43,9 +38,6 @@ def simulate(
         observations: states (N, O).
         actions: (N, A).
         show_progress: a progress bar.
-
-    Raises:
-        InputError: if the environment can not be set so.
     """
     base: Any = getattr(env.unwrapped, "point_env", env.unwrapped)
     model = getattr(base, "model", None)
@@ -92,9 +84,6 @@ def play(
 
     Returns:
         What came of each step, (N, L, ...).
-
-    Raises:
-        InputError: if the environment can not be set so.
     """
     space: Any = env.action_space
     silent = None if show_progress else True  # None: where no one looks

@@ -104,15 +104,7 @@ def column_names(rows: Rows) -> list[str]:
 
 
 def kolmogorov_smirnov(first: Tensor, second: Tensor) -> Tensor:
-    """The largest distance of two empirical distribution functions, for each column.
-
-    Args:
-        first: (N, D).
-        second: (M, D).
-
-    Returns:
-        (D,) in [0, 1].
-    """
+    """Largest distance of the columns' empirical distributions, (N, D) and (M, D) -> (D,) in [0, 1]."""
     first, second = (x.T.contiguous().sort().values for x in (first, second))
     points = torch.cat([first, second], 1)
     shares = [
