@@ -32,11 +32,9 @@ class Normalizer(nn.Module):
         self.register_buffer("fitted", torch.tensor(False))
 
     def fit(self, data: Tensor, rows: Tensor | None = None) -> None:
-        """Take the statistics of ``data`` (N, D), a dimension at a time, so that none is copied whole.
+        """Take the statistics of data (N, D), or of the rows where ``rows`` (N,) is True.
 
-        Args:
-            data: (N, D).
-            rows: (N,) bool, which of the rows count; default all.
+        They are taken a dimension at a time, so that data are not copied whole.
 
         Raises:
             InputError: if the data have another width, or are not finite.
@@ -188,7 +186,7 @@ class BoundNormalizer(Normalizer):
         self.register_buffer("offset", torch.zeros(self.dim))
 
     def fit(self, data: Tensor, rows: Tensor | None = None) -> None:
-        """As :meth:`Normalizer.fit`; at least 10 rows, and 0.5 % of all, pile up."""
+        """As :meth:`Normalizer.fit`; a bound has at least 10 rows, and 0.5 % of all."""
         super().fit(data, rows)
         self.inner.fitted.fill_(True)
 

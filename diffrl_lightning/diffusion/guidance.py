@@ -64,7 +64,7 @@ def compose_conditions(
 
     conditional, weights = [bind(c) for c, _ in weighted], [w for _, w in weighted]
     if len(weighted) == 1:
-        return classifier_free(*conditional, bind({}), *weights)
+        return classifier_free(conditional[0], bind({}), weights[0])
     return compose(bind({}), conditional, weights)
 
 

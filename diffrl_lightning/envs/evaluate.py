@@ -92,7 +92,7 @@ def evaluate(
 def _record_plans(
     policy: Policy, running: Sequence[Episode | None], keep_paths: int, snapshot_every: int
 ) -> None:
-    """Take in the plans that a planner has just made, but for idle environments."""
+    """Record the plans that a planner has just made, except for idle environments."""
     for rows, plan in getattr(policy, "new_plans", ()):
         for k, (row, states) in enumerate(zip(rows.tolist(), plan.observations, strict=True)):
             episode = running[row]
@@ -127,7 +127,7 @@ def _record(
     i: int,
     keep_path: bool,
 ) -> None:
-    """Take in a step; an episode is a success if any of its steps was one."""
+    """Record a step; an episode is a success if any of its steps was one."""
     if episode.length == 0:
         episode.start = observation.copy()
     if keep_path:

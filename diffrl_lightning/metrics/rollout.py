@@ -42,7 +42,7 @@ class RolloutMetrics(Metric):
         self.squares[i] += values.square().sum()
 
     def compute(self) -> dict[str, float]:
-        """All figures there is data for."""
+        """All statistics that have values."""
         counts, sums = self.counts.tolist(), self.sums.tolist()
         mean = {q: s / n for q, s, n in zip(_QUANTITIES, sums, counts, strict=True) if n}
         n = counts[0]

@@ -68,7 +68,7 @@ class NoiseLevelEmbedding(nn.Module):
 
 
 class StepEmbedding(nn.Sequential):
-    """Layers that embed steps (B,) row by row; one step, expanded to B rows, they embed once."""
+    """Layers that embed steps (B,) row by row; one step expanded to B rows is embedded once."""
 
     def forward(self, t: Tensor) -> Tensor:
         """Map steps (B,) to (B, dim)."""

@@ -1,4 +1,4 @@
-"""What all policies share: the noise, the history and the clock of each environment."""
+"""Noise, history, clock and last decision of each environment, for every policy."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class BatchPolicy:
         self._history[begins] = states[begins, None]
 
     def _due(self, every: int | None) -> Tensor:
-        """Which environments (N,) bool want a decision, that are to have one every so many steps."""
+        """Which environments (N,) bool need a decision; by default only at an episode's start."""
         due = self._age < 0
         return due if every is None else due | (self._age >= every)
 
@@ -98,6 +98,6 @@ class BatchPolicy:
         return [self._generators[i] for i in rows.tolist()]
 
     def _tick(self) -> None:
-        """A step has passed."""
+        """Count a step."""
         self._age += 1
         self._clock += 1

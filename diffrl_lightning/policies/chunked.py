@@ -12,7 +12,7 @@ from diffrl_lightning.types import Generators, at_least
 
 
 class ChunkFn(Protocol):
-    """Decides; what a module lends to its policy."""
+    """A role's ``decide`` with its way to act bound."""
 
     def __call__(self, states: Tensor, *, generator: Generators) -> Tensor:
         """Chunks of actions from now on (N, K, A) for states (N, O), or the last C (N, C, O)."""

@@ -12,14 +12,14 @@ from diffrl_lightning.types import Generators, within
 
 
 class ChooseFn(Protocol):
-    """Chooses skills; what a module lends to its policy."""
+    """A role's ``choose`` with its way to act bound."""
 
     def __call__(self, states: Tensor, goals: Tensor | None, *, generator: Generators) -> Tensor:
         """Skills (N, D) in states (N, O), for goals (N, G)."""
 
 
 class DecodeFn(Protocol):
-    """Acts by skills; what a module lends to its policy."""
+    """A role's ``decode``, the low-level policy."""
 
     def __call__(
         self, states: Tensor, skills: Tensor, steps: Tensor, *, generator: Generators
@@ -33,8 +33,8 @@ class SkillPolicy(BatchPolicy):
     Unlike a chunk of actions a skill sees every state that it leads to.
 
     Args:
-        choose: chooses skills.
-        decode: acts by them.
+        choose: the high-level policy.
+        decode: the low-level policy, given a skill.
         horizon: H, steps of a skill as it was learned.
         n_action_steps: steps that a skill acts for; default H.
         options: keywords of :class:`BatchPolicy`.
