@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ from torch import Tensor
 from diffrl_lightning.data.base import OfflineData
 from diffrl_lightning.data.episodes import Episodes
 from diffrl_lightning.data.transitions import Transitions
-from diffrl_lightning.types import FutureBatch, InputError, at_least
+from diffrl_lightning.types import FutureBatch, at_least, between
 
 _GOLDEN = (math.sqrt(5) - 1) / 2  # multiples of it fill the unit interval evenly
 
@@ -26,13 +25,6 @@ class Futures(Transitions):
     episode that was cut off by a time-out the last state is a future one too, if it was recorded;
     of one that really ended it is not, as no reward follows it. The keywords are those of
     :class:`FutureData`.
-
-    Args:
-        episodes: the data.
-        which: indices of the episodes to draw from; default all.
-
-    Raises:
-        InputError: if an argument is out of range.
     """
 
     def __init__(
@@ -44,7 +36,7 @@ class Futures(Transitions):
         num_draws: int = 16,
         context_size: int = 0,
     ) -> None:
-        check_discount(discount)
+        between(0, 1, discount=discount)
         at_least(1, num_draws=num_draws)
         at_least(0, context_size=context_size)
         which = np.arange(len(episodes)) if which is None else np.sort(which)  # by origin
@@ -101,16 +93,6 @@ def truncated_geometric(quantiles: Tensor, most: Tensor, log_discount: float) ->
     return (torch.log1p(-quantiles * inside) / log_discount).ceil().minimum(most).clamp(min=1)
 
 
-def check_discount(discount: float) -> None:
-    """Refuse a discount that a geometric distribution can not have.
-
-    Raises:
-        InputError: if it is out of range.
-    """
-    if not 0 < discount < 1:
-        raise InputError(f"{discount=} must lie in (0, 1): futures are drawn by it.")
-
-
 class FutureData(OfflineData):
     """Single transitions, each with a state from its discounted future, for diffused values.
 
@@ -126,6 +108,7 @@ class FutureData(OfflineData):
     """
 
     batch_type = FutureBatch
+    dataset_type = Futures
 
     def __init__(
         self,
@@ -134,18 +117,10 @@ class FutureData(OfflineData):
         discount: float = 0.99,
         num_draws: int = 16,
         context_size: int = 0,
-        batch_size: int = 256,
         **shared: Any,
     ) -> None:
-        check_discount(discount)
+        between(0, 1, discount=discount)
         at_least(1, num_draws=num_draws)
         at_least(0, context_size=context_size)
-        super().__init__(dataset, batch_size=batch_size, **shared)
-        self.discount, self.context_size = discount, context_size
-        self.make_futures = partial(
-            Futures, discount=discount, num_draws=num_draws, context_size=context_size
-        )
-
-    def make_dataset(self, episodes: Episodes, which: np.ndarray) -> Futures:
-        """Transitions of these episodes with their futures."""
-        return self.make_futures(episodes, which)
+        super().__init__(dataset, **shared)
+        self.keep(discount=discount, num_draws=num_draws, context_size=context_size)

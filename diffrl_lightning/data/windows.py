@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -21,17 +19,12 @@ Padding = Literal["none", "edge", "zero"]
 class Windows(StepDataset):
     """Windows of episodes, as a :class:`SequenceBatch`.
 
-    The keywords that are not explained here are those of :class:`SequenceData`.
-
-    Args:
-        episodes: the data.
-        which: indices of the episodes to draw from; default all.
-        unobserved_ends: whether last steps count whose next observation was not recorded, where the
-            episode did not really end.
-        repeats: ``start_steps`` and ``start_repeats``.
+    The keywords are those of :class:`SequenceData` and of :class:`StepDataset`, and
+    ``unobserved_ends``: whether last steps count whose next observation was not recorded, where the
+    episode did not really end.
 
     Raises:
-        InputError: if no episode is long enough, or an argument is out of range.
+        InputError: if no episode is long enough.
     """
 
     def __init__(
@@ -48,16 +41,14 @@ class Windows(StepDataset):
         pad_before: int = 0,
         pad_after: int | None = None,
         unobserved_ends: bool = True,
-        **repeats: Any,
+        **shared: Any,
     ) -> None:
         lengths = episodes.lengths if unobserved_ends else episodes.lengths_observed
         usable = num_windows(
             lengths, horizon, stride, padding, pad_before=pad_before, pad_after=pad_after
         )
         returns = episodes.returns_to_go(discount, termination_penalty, continue_timeouts)
-        super().__init__(
-            episodes, which, usable=usable, lengths=lengths, returns=returns, **repeats
-        )
+        super().__init__(episodes, which, usable=usable, lengths=lengths, returns=returns, **shared)
         self.steps = torch.arange(horizon) * stride
         self.padding, self.pad_before = padding, pad_before
         if not self.num_starts:
@@ -139,6 +130,7 @@ class SequenceData(OfflineData):
     """
 
     batch_type = SequenceBatch
+    dataset_type = Windows
 
     def __init__(
         self,
@@ -155,6 +147,7 @@ class SequenceData(OfflineData):
         pad_before: int = 0,
         pad_after: int | None = None,
         train_on: list[int] | None = None,
+        batch_size: int = 64,
         **shared: Any,
     ) -> None:
         span: dict[str, Any] = {
@@ -165,10 +158,9 @@ class SequenceData(OfflineData):
             "pad_after": pad_after,
         }
         num_windows(np.ones(1, np.int64), **span)  # refuses what does not fit, before data are read
-        super().__init__(dataset, **shared)
-        self.num_windows: Callable[[np.ndarray], np.ndarray] = partial(num_windows, **span)
-        self.make_windows: Callable[..., Windows] = partial(
-            Windows,
+        super().__init__(dataset, batch_size=batch_size, **shared)
+        self.span = span
+        self.keep(
             **span,
             discount=discount,
             termination_penalty=termination_penalty,
@@ -176,8 +168,6 @@ class SequenceData(OfflineData):
             start_steps=start_steps,
             start_repeats=start_repeats,
         )
-        self.horizon, self.stride, self.discount = horizon, stride, discount
-        self.padding, self.pad_before = padding, pad_before
         if not set(train_on or ()) <= set(range(self.num_origins)):
             raise InputError(
                 f"{train_on=} must name datasets of the list, 0 to {self.num_origins - 1}."
@@ -186,9 +176,9 @@ class SequenceData(OfflineData):
 
     def usable(self, episodes: Episodes) -> np.ndarray:
         """Those that have a window: without padding, only episodes as long as one."""
-        return self.num_windows(episodes.lengths) > 0
+        return num_windows(episodes.lengths, **self.span) > 0
 
-    def make_dataset(self, episodes: Episodes, which: np.ndarray) -> Windows:
+    def make_dataset(self, episodes: Episodes, which: np.ndarray) -> StepDataset:
         """Windows of these episodes, or of those of them that are of the datasets to train on."""
         if self.train_on is not None:
             which = which[np.isin(episodes.origins[which], self.train_on)]
@@ -197,4 +187,4 @@ class SequenceData(OfflineData):
                     f"train_on={self.train_on} leaves no episode to train or to validate on: name "
                     "datasets of the list, or raise val_fraction."
                 )
-        return self.make_windows(episodes, which)
+        return super().make_dataset(episodes, which)

@@ -52,7 +52,7 @@ def describe(dataset: str, options: SourceOptions) -> DatasetInfo:
             observation_dim=file["observations"].shape[1],
             action_dim=file["actions"].shape[1],
             env_id=env_id,
-            env_kwargs=options.env_kwargs,
+            env_kwargs=options.kwargs,
             ref_scores=stored_scores or d4rl_reference(options.env_id or env_id or ""),
         )
 

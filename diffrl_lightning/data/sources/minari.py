@@ -74,7 +74,7 @@ def describe(dataset: str, options: SourceOptions) -> DatasetInfo:
         action_dim=_flat_dim(opened.action_space),
         goal_dim=goal_dim,
         env_id=env_id,
-        env_kwargs=kwargs | dict(options.env_kwargs),
+        env_kwargs=kwargs | options.kwargs,
         ref_scores=d4rl_reference(env_id or "") if low is None or high is None else (low, high),
         num_steps=int(opened.total_steps),
     )

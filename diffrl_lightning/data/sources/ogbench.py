@@ -22,9 +22,7 @@ _HEADERS: dict[tuple[int, int], Any] = {
 def describe(dataset: str, options: SourceOptions) -> DatasetInfo:
     """Dimensions alone: the file does not name its environment."""
     shapes = _shapes(dataset)
-    return DatasetInfo(
-        shapes["observations"][1], shapes["actions"][1], env_kwargs=options.env_kwargs
-    )
+    return DatasetInfo(shapes["observations"][1], shapes["actions"][1], env_kwargs=options.kwargs)
 
 
 def prepare(dataset: str, options: SourceOptions) -> None:

@@ -69,15 +69,15 @@ def describe(dataset: str, options: SourceOptions) -> DatasetInfo:
         raise InputError(
             f"The stored dataset {stored!r} is of another maze: choose another name, or delete it."
         )
-    if options.num_steps not in (None, found.num_steps):
+    if options.generate_steps not in (None, found.num_steps):
         name, _, version = stored.rpartition("-v")
         raise InputError(
             f"The stored dataset {stored!r} has {found.num_steps} steps, not generate_steps="
-            f"{options.num_steps}: ask for those, give it another version "
+            f"{options.generate_steps}: ask for those, give it another version "
             f"({name}-v{int(version) + 1}), or delete it."
         )
     # Scores of other rewards or time limits would be wrong.
-    changed = options.env_id or set(options.env_kwargs) - {"maze_map"}
+    changed = options.env_id or set(options.kwargs) - {"maze_map"}
     return replace(info, ref_scores=None if changed else found.ref_scores)
 
 
@@ -86,8 +86,8 @@ def prepare(dataset: str, options: SourceOptions) -> None:
     if not minari.is_local(minari_id(dataset)):
         generate(
             dataset,
-            num_steps=options.num_steps or _DEFAULT_STEPS,
-            maze_map=options.env_kwargs.get("maze_map"),
+            num_steps=options.generate_steps or _DEFAULT_STEPS,
+            maze_map=options.kwargs.get("maze_map"),
             env_id=options.env_id,
         )
 
@@ -178,7 +178,7 @@ def _parts(dataset: str) -> _Name:
 def _evaluation_env(dataset: str, options: SourceOptions) -> EnvConfig:
     import_plugins()
     name, goal_cell, _ = _parts(dataset)
-    maze_map = options.env_kwargs.get("maze_map")
+    maze_map = options.kwargs.get("maze_map")
     if maze_map is None and name not in ENV_IDS:
         raise InputError(
             f"There is no maze {name!r}: choose one of {', '.join(ENV_IDS)}, or give env_kwargs a "
@@ -196,7 +196,7 @@ def _evaluation_env(dataset: str, options: SourceOptions) -> EnvConfig:
             raise InputError(f"{dataset!r} ends in a wall: choose one of the free cells, {free}.")
         maze_map = [[0 if cell == "g" else cell for cell in row] for row in maze_map]
     kwargs = evaluation_kwargs(maze_map, goal_cell or GOAL_CELLS.get(name))
-    others = {key: value for key, value in options.env_kwargs.items() if key != "maze_map"}
+    others = {key: value for key, value in options.kwargs.items() if key != "maze_map"}
     return EnvConfig(env_id, kwargs | others)
 
 
