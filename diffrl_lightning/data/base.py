@@ -15,7 +15,6 @@ from gymnasium.vector import VectorEnv
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from diffrl_lightning.data import sources
 from diffrl_lightning.data.episodes import Episodes, concatenate, reward_map
 from diffrl_lightning.data.sampler import (
     BatchSampler,
@@ -23,7 +22,7 @@ from diffrl_lightning.data.sampler import (
     StepDataset,
     batches_drawn,
 )
-from diffrl_lightning.data.sources.base import SourceOptions
+from diffrl_lightning.data.sources import SourceOptions, reader
 from diffrl_lightning.envs.make import EnvConfig
 from diffrl_lightning.types import InputError, RowName, TrainingData, at_least, shares
 
@@ -71,13 +70,17 @@ class OfflineData(MakesEnvs, pl.LightningDataModule, TrainingData, ABC):
             where data are scarce.
         join_episodes: join episodes that continue physically into the next up to this many steps
             (PointMaze); 0 leaves them apart.
+        discount: of a step: in the return to go, in what is summed over several steps, and in how far
+            ahead goals and futures are; the model's own.
+        start_steps: items that begin within so many steps of an episode's start come
+            ``start_repeats`` times in an epoch: rollouts begin there, where data are scarce.
+        start_repeats: how often they come.
         seed: of the split and of the batches.
         pin_memory: copy batches to page-locked memory, for CUDA.
         source: keywords of :class:`SourceOptions`.
     """
 
     dataset_type: ClassVar[type[StepDataset]]  # that makes the batches
-    dataset_kwargs: dict[str, Any]  # its keywords
 
     prediction_jobs: DataLoader | None = None  # what ``predict`` draws in this process
 
@@ -90,6 +93,9 @@ class OfflineData(MakesEnvs, pl.LightningDataModule, TrainingData, ABC):
         val_fraction: float = 0.05,
         train_fraction: float = 1.0,
         join_episodes: int = 0,
+        discount: float = 0.99,
+        start_steps: int = 0,
+        start_repeats: int = 1,
         seed: int = 0,
         pin_memory: bool = False,
         **source: Any,
@@ -108,9 +114,11 @@ class OfflineData(MakesEnvs, pl.LightningDataModule, TrainingData, ABC):
         self.val_fraction, self.train_fraction = val_fraction, train_fraction
         self.join_episodes, self.pin_memory = join_episodes, pin_memory
         self._ref_scores = ref_scores
+        self.dataset_kwargs: dict[str, Any] = {}
+        self.keep(discount=discount, start_steps=start_steps, start_repeats=start_repeats)
         self.num_origins = len(self.datasets)
         self.options = SourceOptions(**source)
-        infos = [sources.describe(name, self.options) for name in self.datasets]
+        infos = [reader(name).describe(name, self.options) for name in self.datasets]
         dims = {(info.observation_dim, info.action_dim, info.goal_dim) for info in infos}
         if len(dims) > 1:
             raise InputError(f"The datasets of a list need equal dimensions, not {sorted(dims)}.")
@@ -124,7 +132,8 @@ class OfflineData(MakesEnvs, pl.LightningDataModule, TrainingData, ABC):
     def ref_scores(self) -> tuple[float, float] | None:
         """Random and expert return, or None where they are unknown."""
         if self._ref_scores is None:  # a dataset that is generated has them only then
-            self._ref_scores = sources.describe(self.datasets[0], self.options).ref_scores
+            first = self.datasets[0]
+            self._ref_scores = reader(first).describe(first, self.options).ref_scores
         return self._ref_scores
 
     @cached_property
@@ -143,19 +152,19 @@ class OfflineData(MakesEnvs, pl.LightningDataModule, TrainingData, ABC):
 
     def keep(self, **keywords: Any) -> None:
         """Take keywords of the dataset, which are attributes of the datamodule too."""
-        self.dataset_kwargs = keywords
+        self.dataset_kwargs |= keywords
         vars(self).update(keywords)
 
     def prepare_data(self) -> None:
         """Generate or download what is not on disk."""
         for name in self.datasets:
-            sources.prepare(name, self.options)
+            reader(name).prepare(name, self.options)
 
     def setup(self, stage: str) -> None:
         """Read the arrays, once, and split them by episode; predictions need none."""
         if self.train_data is not None or stage == "predict":
             return
-        episodes = concatenate([sources.load(name, self.options) for name in self.datasets])
+        episodes = concatenate([reader(name).load(name, self.options) for name in self.datasets])
         if self.join_episodes:
             episodes = episodes.joined(self.join_episodes)
         self.episodes = episodes

@@ -86,13 +86,9 @@ class ChunkData(OfflineData):
     Args:
         horizon: H, steps of a chunk; the model takes its horizon from here.
         rewards: how rewards are preprocessed, as in :class:`TransitionData`.
-        discount: of the return to go and of the goals' distance.
         num_goals: goals in hindsight that a chunk comes with, one after the other: states k steps
             after its first one, k geometric with success 1 - discount and truncated where the episode
             ends, one in each of as many equal parts of that distribution. 0: its end, always.
-        start_steps: chunks that begin within so many steps of an episode's start come
-            ``start_repeats`` times in an epoch: rollouts begin there, where data are scarce.
-        start_repeats: how often they come.
         shared: keywords of :class:`OfflineData`.
     """
 
@@ -105,18 +101,9 @@ class ChunkData(OfflineData):
         *,
         horizon: int = 10,
         rewards: RewardKind = "raw",
-        discount: float = 0.99,
         num_goals: int = 0,
-        start_steps: int = 0,
-        start_repeats: int = 1,
         **shared: Any,
     ) -> None:
         super().__init__(dataset, **shared)
         self.rewards = rewards
-        self.keep(
-            horizon=horizon,
-            discount=discount,
-            num_goals=num_goals,
-            start_steps=start_steps,
-            start_repeats=start_repeats,
-        )
+        self.keep(horizon=horizon, num_goals=num_goals)

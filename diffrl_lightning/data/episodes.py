@@ -51,18 +51,15 @@ class Episodes:
         n, e = self.num_steps, len(self)
         if not len(self.origins):
             object.__setattr__(self, "origins", np.zeros(e, np.int64))
-        for name in ("actions", "rewards", "terminations", "truncations"):
-            if len(getattr(self, name)) != n:
-                raise InputError(
-                    f"The dataset's arrays differ in length: {n} steps, but "
-                    f"{len(getattr(self, name))} {name}; write it again with one row a step."
-                )
-        if len(self.observations) != n + e or len(self.final_observed) != e:
-            raise InputError(
-                f"{e} episodes of {n} steps need {n + e} observations, not {len(self.observations)}."
-            )
         if n == 0:
             raise InputError("The dataset holds no steps.")
+        steps = dict.fromkeys(("actions", "rewards", "terminations", "truncations"), n)
+        for name, rows in {**steps, "observations": n + e, "final_observed": e}.items():
+            if len(getattr(self, name)) != rows:
+                raise InputError(
+                    f"The dataset's arrays differ in length: {e} episodes of {n} steps need {rows} "
+                    f"{name}, not {len(getattr(self, name))}; write it again with one row a step."
+                )
         for name in ("observations", "actions", "rewards"):
             # A sum is NaN or infinite as soon as one entry is, and needs no second array.
             array = getattr(self, name)

@@ -24,7 +24,7 @@ class Futures(Transitions):
     episode ends: what lies beyond, with probability ``discount ** K``, is left to the model. Of an
     episode that was cut off by a time-out the last state is a future one too, if it was recorded;
     of one that really ended it is not, as no reward follows it. The keywords are those of
-    :class:`FutureData`.
+    :class:`FutureData` and of :class:`StepDataset`.
     """
 
     def __init__(
@@ -35,12 +35,13 @@ class Futures(Transitions):
         discount: float = 0.99,
         num_draws: int = 16,
         context_size: int = 0,
+        **shared: Any,
     ) -> None:
         between(0, 1, discount=discount)
         at_least(1, num_draws=num_draws)
         at_least(0, context_size=context_size)
         which = np.arange(len(episodes)) if which is None else np.sort(which)  # by origin
-        super().__init__(episodes, which, discount=discount)
+        super().__init__(episodes, which, discount=discount, **shared)
         self.returns = torch.from_numpy(episodes.returns_to_go(discount, continue_timeouts=True))
         self.num_draws, self.log_discount = num_draws, math.log(discount)
         ended = episodes.terminations[episodes.offsets[1:] - 1]
@@ -49,7 +50,8 @@ class Futures(Transitions):
         last = episodes.offsets[1:] - 1 - (ended | ~episodes.final_observed)
         self.last = torch.from_numpy(last)
         self.phase = torch.rand(self.num_starts, generator=torch.Generator().manual_seed(0))
-        _, episode = self.starts(torch.arange(self.num_starts))
+        once = int(episodes.lengths_observed[which].sum())  # starts that are repeated come behind
+        _, episode = self.starts(torch.arange(once))
         counts = self.origins[episode].bincount()
         self.origin_ends = counts.cumsum(0)
         self.origin_begins = self.origin_ends - counts
@@ -99,9 +101,8 @@ class FutureData(OfflineData):
     Of a list of datasets each is taken as that of one policy.
 
     Args:
-        discount: the future is k steps away with probability (1 - discount) discount^(k - 1); the
-            model's own.
-        num_draws: futures of each transition, one in each of as many equal parts of that distribution.
+        num_draws: futures of each transition: k steps away with probability
+            (1 - discount) discount^(k - 1), one in each of as many equal parts of that distribution.
         context_size: M, steps of the same dataset of the list that come with each transition, for
             models that know a policy by what it does.
         shared: keywords of :class:`OfflineData`.
@@ -114,13 +115,12 @@ class FutureData(OfflineData):
         self,
         dataset: str | list[str],
         *,
-        discount: float = 0.99,
         num_draws: int = 16,
         context_size: int = 0,
         **shared: Any,
     ) -> None:
-        between(0, 1, discount=discount)
+        super().__init__(dataset, **shared)
+        between(0, 1, discount=self.discount)
         at_least(1, num_draws=num_draws)
         at_least(0, context_size=context_size)
-        super().__init__(dataset, **shared)
-        self.keep(discount=discount, num_draws=num_draws, context_size=context_size)
+        self.keep(num_draws=num_draws, context_size=context_size)

@@ -67,11 +67,6 @@ class TransitionData(OfflineData):
             as Diffusion-QL has them there.
         n_steps: steps in one transition, or up to its episode's end: its reward is their discounted
             sum, so that critics learn of what comes faster, and from whole stretches of what was done.
-        discount: of a step in that sum, the model's own; and in the return to go, for roles that are
-            conditioned on it.
-        start_steps: transitions within so many steps of an episode's start come ``start_repeats``
-            times in an epoch: rollouts begin there, where data are scarce.
-        start_repeats: how often they come.
         shared: keywords of :class:`OfflineData`.
     """
 
@@ -84,14 +79,9 @@ class TransitionData(OfflineData):
         *,
         rewards: RewardKind = "raw",
         n_steps: int = 1,
-        discount: float = 0.99,
-        start_steps: int = 0,
-        start_repeats: int = 1,
         **shared: Any,
     ) -> None:
         at_least(1, n_steps=n_steps)
         super().__init__(dataset, **shared)
         self.rewards = rewards
-        self.keep(
-            n_steps=n_steps, discount=discount, start_steps=start_steps, start_repeats=start_repeats
-        )
+        self.keep(n_steps=n_steps)

@@ -112,15 +112,11 @@ class SequenceData(OfflineData):
         stride: environment steps from one step of a window to the next, for the model too.
         padding: windows beyond an episode's end: left out (``none``), or padded with its last step
             (``edge``) or with zeros in environment units (``zero``).
-        discount: of the return to go.
         termination_penalty: added to the last reward of episodes that really ended, in the return to
             go alone; negative to keep plans from falls.
         continue_timeouts: in the return to go, episodes that were cut off by a time-out go on for ever
             at the mean reward of their last 1 / (1 - discount) steps, so that a state is worth the
             same at any time: else its worth falls to nothing towards the time-out.
-        start_steps: windows that begin within so many steps of an episode's start come
-            ``start_repeats`` times in an epoch: rollouts begin there, where data are scarce.
-        start_repeats: how often they come.
         pad_before: windows begin up to so many steps before an episode's start, with its first step
             there; a policy with a history of ``n_obs_steps`` wants one less.
         pad_after: with padding, windows end up to so many steps beyond an episode's end; default all.
@@ -139,34 +135,27 @@ class SequenceData(OfflineData):
         horizon: int = 32,
         stride: int = 1,
         padding: Padding = "none",
-        discount: float = 0.99,
         termination_penalty: float = 0.0,
         continue_timeouts: bool = False,
-        start_steps: int = 0,
-        start_repeats: int = 1,
         pad_before: int = 0,
         pad_after: int | None = None,
         train_on: list[int] | None = None,
         batch_size: int = 64,
         **shared: Any,
     ) -> None:
-        span: dict[str, Any] = {
+        super().__init__(dataset, batch_size=batch_size, **shared)
+        self.span: dict[str, Any] = {
             "horizon": horizon,
             "stride": stride,
             "padding": padding,
             "pad_before": pad_before,
             "pad_after": pad_after,
         }
-        num_windows(np.ones(1, np.int64), **span)  # refuses what does not fit, before data are read
-        super().__init__(dataset, batch_size=batch_size, **shared)
-        self.span = span
+        num_windows(np.ones(1, np.int64), **self.span)  # refuses what does not fit
         self.keep(
-            **span,
-            discount=discount,
+            **self.span,
             termination_penalty=termination_penalty,
             continue_timeouts=continue_timeouts,
-            start_steps=start_steps,
-            start_repeats=start_repeats,
         )
         if not set(train_on or ()) <= set(range(self.num_origins)):
             raise InputError(
