@@ -71,7 +71,7 @@ class OfflineData(MakesEnvs, pl.LightningDataModule, TrainingData, ABC):
         join_episodes: join episodes that continue physically into the next up to this many steps
             (PointMaze); 0 leaves them apart.
         discount: of a step: in the return to go, in what is summed over several steps, and in how far
-            ahead goals and futures are; the model's own.
+            ahead goals and futures lie; the model's own.
         start_steps: items that begin within so many steps of an episode's start come
             ``start_repeats`` times in an epoch: rollouts begin there, where data are scarce.
         start_repeats: how often they come.
@@ -81,7 +81,6 @@ class OfflineData(MakesEnvs, pl.LightningDataModule, TrainingData, ABC):
     """
 
     dataset_type: ClassVar[type[StepDataset]]  # that makes the batches
-
     prediction_jobs: DataLoader | None = None  # what ``predict`` draws in this process
 
     def __init__(
@@ -138,11 +137,7 @@ class OfflineData(MakesEnvs, pl.LightningDataModule, TrainingData, ABC):
 
     @cached_property
     def env_config(self) -> EnvConfig:
-        """How evaluation environments are built.
-
-        Raises:
-            InputError: if no environment is known.
-        """
+        """How evaluation environments are built; refuses data of which none is known."""
         if self.env_id is None:
             raise InputError(
                 f"{self.datasets[0]!r} does not name its environment: give env_id, the Gymnasium id."
@@ -233,11 +228,7 @@ class OfflineData(MakesEnvs, pl.LightningDataModule, TrainingData, ABC):
         return self._loader(self.val_data)
 
     def predict_dataloader(self) -> DataLoader:
-        """What the callback :class:`~diffrl_lightning.SampleWriter` asks this process to draw.
-
-        Raises:
-            InputError: if there is nothing.
-        """
+        """What the callback :class:`~diffrl_lightning.SampleWriter` asks this process to draw."""
         if self.prediction_jobs is None:
             raise InputError("predict writes a dataset: say where with synthesis.output.")
         return self.prediction_jobs
@@ -263,9 +254,7 @@ class OfflineData(MakesEnvs, pl.LightningDataModule, TrainingData, ABC):
     def _split(self, usable: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Indices of the training and of the validation episodes, the latter of the usable ones."""
         order = np.random.default_rng(self.seed).permutation(np.flatnonzero(usable))
-        num_val = round(len(order) * self.val_fraction)
-        if self.val_fraction and not num_val:
-            num_val = 1
+        num_val = max(round(len(order) * self.val_fraction), int(self.val_fraction > 0))
         watched = not num_val or num_val >= len(order)  # validation watches the training data
         val = np.sort(order[: 0 if watched else num_val])
         train = np.setdiff1d(np.arange(len(usable)), val)

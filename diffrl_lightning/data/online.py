@@ -164,8 +164,6 @@ class OnlineData(MakesEnvs, GrowingData):
         """Batches of what there is when each is drawn, in one process where an agent acts."""
         assert self.trainer is not None
         callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
-        if self.trainer.world_size > 1:
-            raise InputError("OnlineData lives in a single process: set devices to 1.")
         if not any(type(c).__name__ == "Collect" for c in callbacks):
             raise InputError("Nobody acts in the environment: add the callback Collect.")
         return super().train_dataloader()

@@ -71,18 +71,17 @@ def check_arrays(
         if name not in arrays:
             raise InputError(f"{dataset!r} has no array {name!r}: it needs {', '.join(required)}.")
     steps = arrays["observations"][0][:1]
+    lengths = {name: shape[0] if shape else "none" for name, (shape, _) in arrays.items()}
     for name, (shape, dtype) in arrays.items():
         matrix = name in ("observations", "actions", "next_observations")
         if dtype.kind not in "fiub":
             raise InputError(f"{dataset!r}: {name} must be numbers, not {dtype}.")
         if len(shape) != 2 if matrix else shape not in (steps, (*steps, 1)):
-            lengths = {n: s[0] if s else "none" for n, (s, _) in arrays.items()}
             raise InputError(
                 f"{dataset!r}: {name} has the shape {shape}, but every array needs one row a step "
                 f"(arrays of unequal lengths: {lengths})."
             )
         if shape[:1] != steps:
-            lengths = {n: s[0] for n, (s, _) in arrays.items() if s}
             raise InputError(f"{dataset!r} has arrays of unequal lengths: {lengths}.")
     if steps == (0,):
         raise InputError(f"{dataset!r} holds no steps.")

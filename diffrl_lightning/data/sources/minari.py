@@ -88,20 +88,16 @@ def load(dataset: str, options: SourceOptions) -> Episodes:
     """All episodes, from the cache where it is newer than the dataset."""
     opened = _open(dataset)
     keys, goal_key = layout(opened.observation_space, options.observation_keys, options.goal_key)
-    files = [p for p in get_dataset_path(dataset).rglob("*") if p.is_file()]
-    key = [dataset, keys, goal_key, str(get_dataset_path(dataset).resolve())]
-    stamp = max(p.stat().st_mtime_ns for p in files)
+    path = get_dataset_path(dataset)
+    key = [dataset, keys, goal_key, str(path.resolve())]
+    stamp = max(p.stat().st_mtime_ns for p in path.rglob("*") if p.is_file())
     digest = hashlib.sha256(json.dumps([*key, stamp]).encode()).hexdigest()[:16]
     root = Path(os.environ.get("DIFFRL_CACHE") or Path.home() / ".cache" / "diffrl_lightning")
     folder = root / f"{dataset.replace('/', '--')}-{digest}"
     if not folder.is_dir():
         _write_cache(folder, _read(opened, keys, goal_key))
-    arrays = {
-        name: np.load(folder / f"{name}.npy", mmap_mode="c", allow_pickle=False)
-        for name in _FIELDS
-        if (folder / f"{name}.npy").is_file()
-    }
-    return Episodes(**arrays)
+    files = folder.glob("*.npy")
+    return Episodes(**{p.stem: np.load(p, mmap_mode="c", allow_pickle=False) for p in files})
 
 
 def write(

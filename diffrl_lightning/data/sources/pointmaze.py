@@ -162,9 +162,8 @@ class _Name(NamedTuple):
 
 def _parts(dataset: str) -> _Name:
     name = re.sub(r"-v\d+$", "", dataset.removeprefix(NAMESPACE))
-    found = re.fullmatch(r"(.+?)(?:-to-(\d+)-(\d+))?(?:-rest-(\d+))?", name)
-    if found is None:
-        return _Name(name, None, 0)
+    found = re.fullmatch(r"(.*?)(?:-to-(\d+)-(\d+))?(?:-rest-(\d+))?", name)
+    assert found is not None
     goal_cell = None if found[2] is None else (int(found[2]), int(found[3]))
     return _Name(found[1], goal_cell, int(found[4] or 0))
 
