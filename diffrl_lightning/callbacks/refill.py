@@ -83,7 +83,7 @@ class Refill(pl.Callback):
             batch_size=self.batch_size,
             seed=int(seeds[0]),
         )
-        real.real = data.real
+        real.buffer = data.buffer
         trainer = pl.Trainer(
             accelerator="cpu" if device.type == "cpu" else "gpu",
             devices=1 if device.index is None else [device.index],

@@ -28,7 +28,7 @@ class EnvConfig:
 
     env_id: str
     kwargs: Mapping[str, Any] = field(default_factory=dict)
-    observation_keys: tuple[str, ...] | None = None
+    observation_keys: Sequence[str] | None = None
     goal_key: str | None = None
 
     def make(self, render_mode: str | None = None) -> gym.Env:

@@ -56,7 +56,7 @@ def test_a_last_step_without_what_follows_is_left_out_unless_the_episode_ended()
 
 def test_rewards_are_scaled_and_shifted_where_they_are_real():
     episodes = counting([6], ended=[True], final_observed=[True])
-    data = Chunks(episodes, horizon=4, reward_scale=2.0, reward_shift=1.0)
+    data = Chunks(episodes, horizon=4, reward_map=(2.0, 1.0))
     assert data[torch.tensor(4)]["rewards"].tolist() == [9, 11, 0, 0]
 
 
