@@ -49,25 +49,6 @@ def seeded(*seeds):
     return [torch.Generator().manual_seed(seed) for seed in seeds]
 
 
-@pytest.mark.parametrize(
-    "kwargs",
-    [
-        {},
-        {"backbone": "dit", "dim": 16, "num_heads": 2},
-        {"n_obs_steps": 3, "attention": True, "stride": 2},
-    ],
-    ids=["unet", "dit", "history"],
-)
-def test_role(tmp_path, pendulum_file, kwargs):
-    data = SequenceData(
-        str(pendulum_file), horizon=8, stride=kwargs.get("stride", 1), batch_size=32
-    )
-    module = small(**kwargs)
-    check_role(module, data, tmp_path)
-    warm = {"sampler": "ddpm", "replan_every": 2, "warm_start_steps": 3}
-    policy_is_deterministic_by_seed(module, data, guidance_scale=2.0, **warm)
-
-
 def test_role_with_returns_and_skills(tmp_path, pendulum_file):
     other = write_d4rl(tmp_path / "other.hdf5", seed=1)
     data = SequenceData([str(pendulum_file), str(other)], horizon=8, batch_size=32)

@@ -31,19 +31,6 @@ def pendulum(**kwargs):
     return small(**({"observation_dim": 3, "action_dim": 1, "goal_dim": 0} | kwargs))
 
 
-@pytest.mark.parametrize(
-    "kwargs",
-    [{}, {"backbone": "dit", "dim": 16, "num_heads": 2}, {"attention": True, "stride": 2}],
-    ids=["unet", "dit", "attention"],
-)
-def test_role(tmp_path, pendulum_file, kwargs):
-    stride = kwargs.get("stride", 1)
-    data = SequenceData(str(pendulum_file), horizon=8, stride=stride, batch_size=32)
-    module = pendulum(**kwargs)
-    check_role(module, data, tmp_path)
-    policy_is_deterministic_by_seed(module, data, sampler="ddpm", replan_every=1)
-
-
 def test_role_with_goals(tmp_path):
     pytest.importorskip("gymnasium_robotics")
     data = SequenceData("pointmaze/umaze", horizon=8, padding="edge", generate_steps=6000)

@@ -13,7 +13,6 @@ from diffrl_lightning import (
     ValuePolicy,
 )
 from modules.role_tester import (
-    check_role,
     quiet_trainer,
     ready,
     saved,
@@ -29,14 +28,6 @@ def value_ckpt(tmp_path_factory, pendulum_file):
     module = DiffusedValue(3, 1, hidden_dim=16, num_blocks=1, embed_dim=16, num_train_timesteps=8)
     module.fit_normalizers(ready(FutureData(str(pendulum_file))))
     return saved(module, tmp_path_factory.mktemp("value") / "value.ckpt")
-
-
-@pytest.mark.parametrize("extraction", ["regression", "ascent"])
-def test_role(tmp_path, pendulum_file, value_ckpt, extraction):
-    module = ValuePolicy(3, 1, value_ckpt=value_ckpt, extraction=extraction, hidden_dim=32)
-    data = TransitionData(str(pendulum_file), batch_size=32)
-    check_role(module, data, tmp_path, noisy=False, loss="cloning_error", lr=1e-2, steps=100)
-    assert not [name for name in module.state_dict() if name.startswith("value")]
 
 
 class Signed:
