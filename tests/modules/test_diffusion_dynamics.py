@@ -75,7 +75,7 @@ def learned():
         loss.backward()
         optimizer.step()
         schedule.step()
-        module.ema.update(module.denoiser, step + 1)
+        module.ema.update(step + 1)
     module.ends_share = info["ends_share"].item()
     return module.eval()
 
