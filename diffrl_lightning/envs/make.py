@@ -39,11 +39,13 @@ class EnvConfig:
         """
         import_plugins()
         try:
-            env = gym.make(self.env_id, render_mode=render_mode, **self.kwargs)
+            # An environment that is not to be drawn need not know of modes.
+            drawn = {} if render_mode is None else {"render_mode": render_mode}
+            env = gym.make(self.env_id, **drawn, **self.kwargs)
         except (gym.error.Error, TypeError, ImportError, AssertionError) as error:
             raise InputError(
                 f"Environment {self.env_id!r} can not be made ({error}): correct env_id or env_kwargs, "
-                "or install what it needs, e.g. with pip install 'diffrl_lightning[robotics]'."
+                "or install what it needs."
             ) from error
         return self._flat(env)
 
@@ -73,11 +75,9 @@ class EnvConfig:
 
 
 def import_plugins() -> None:
-    """Register the environments of gymnasium-robotics where it is installed."""
-    try:
-        import gymnasium_robotics
-    except ImportError:
-        return
+    """Register the environments of gymnasium-robotics."""
+    import gymnasium_robotics
+
     gym.register_envs(gymnasium_robotics)
 
 

@@ -174,7 +174,7 @@ class DiffusionPolicy(DiffusionModule):
         super().fit_normalizers(data)
 
     def compute_loss(self, batch: SequenceBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Squared error of the denoised chunk."""
+        """Squared error of the prediction for a noised chunk (Chi et al. 2023, eq. 5)."""
         seen = self._condition(batch["observations"][:, : self.n_obs_steps])
         actions = self.trajectory.actions.normalize(batch["actions"])
         loss = self.diffusion.loss(lambda x, t: self.denoiser(x, t, seen), actions)

@@ -20,7 +20,6 @@ UMAZE = {"dataset": "pointmaze/umaze", "generate_steps": 6000, "goal_key": "none
 
 @pytest.fixture(scope="module", autouse=True)
 def _robotics():
-    pytest.importorskip("gymnasium_robotics")
 
 
 class Perfect(DiffusedValue):

@@ -177,10 +177,6 @@ def _evaluation_env(dataset: str, options: SourceOptions) -> EnvConfig:
             f"There is no maze {name!r}: choose one of {', '.join(ENV_IDS)}, or give env_kwargs a "
             "maze_map of your own."
         )
-    if "PointMaze_Large-v3" not in gym.registry:
-        raise InputError(
-            "PointMaze needs gymnasium-robotics: pip install 'diffrl_lightning[robotics]'."
-        )
     env_id = options.env_id or ENV_IDS.get(name, ENV_IDS["large"])
     maze_map = maze_map or gym.spec(ENV_IDS[name]).kwargs["maze_map"]
     if goal_cell is not None:
