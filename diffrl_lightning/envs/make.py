@@ -40,7 +40,7 @@ class EnvConfig:
         import_plugins()
         try:
             # An environment that is not to be drawn need not know of modes.
-            drawn = {} if render_mode is None else {"render_mode": render_mode}
+            drawn: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}
             env = gym.make(self.env_id, **drawn, **self.kwargs)
         except (gym.error.Error, TypeError, ImportError, AssertionError) as error:
             raise InputError(

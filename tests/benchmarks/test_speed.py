@@ -96,7 +96,7 @@ def raw_loop(module, data, steps):
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        module.ema.update(module.denoiser, step + 1)
+        module.ema.update(step + 1)
     return (time.perf_counter() - begin) / (steps - 10)
 
 
