@@ -1,6 +1,4 @@
-"""``diffrl fit``, ``validate``, ``test`` and ``predict``: Lightning's command line, with the links and
-defaults of this library.
-"""
+"""Lightning's commands, ``diffrl fit`` and others, with the links and defaults of this library."""
 
 from __future__ import annotations
 

@@ -43,14 +43,28 @@ def test_fit_writes_everything(run):
     assert results["return_mean"] < 0
 
 
-def test_test_command_repeats_the_figures(run, tmp_path, pendulum_file):
+def test_test_command_repeats_the_figures(run, tmp_path, monkeypatch, pendulum_file):
+    monkeypatch.chdir(tmp_path)
     checkpoint = run / "checkpoints" / "best.ckpt"
     args = ("test", *fit_args(pendulum_file)[1:], f"--ckpt_path={checkpoint}")
-    diffrl(*args, "--rollout.results_path=again.json", cwd=tmp_path)
+    main([*args, "--rollout.results_path=again.json"])
     expected = json.loads((run / "results.json").read_text())
     found = json.loads((tmp_path / "again.json").read_text())
     assert found["return_mean"] == expected["return_mean"]
     assert found["seeds"] == [0, 3]
+
+
+def test_a_run_goes_by_its_name(run, tmp_path, monkeypatch, pendulum_file):
+    """That of the logger too, unless it has its own; a saved configuration takes another."""
+    monkeypatch.chdir(tmp_path)
+    short = ("--trainer.max_steps=1", "--rollout.val_episodes=0")
+    main(["fit", "-c", str(run / "config.yaml"), "--name=anew", "--test_after_fit=false", *short])
+    assert (tmp_path / "runs" / "anew" / "version_0" / "config.yaml").is_file()
+    csv = "--trainer.logger={class_path: CSVLogger, init_args: {save_dir: tables}}"
+    main(fit_args(pendulum_file, csv, "--name=mine", *short))
+    assert (tmp_path / "tables" / "mine" / "version_0").is_dir()
+    main(fit_args(pendulum_file, csv, "--trainer.logger.name=own", "--name=mine", *short))
+    assert (tmp_path / "tables" / "own" / "version_0").is_dir()
 
 
 def test_a_checkpoint_alone_acts(run):
@@ -98,6 +112,18 @@ def test_judges_go_round(name, tmp_path, monkeypatch, pendulum_file):
         assert (errors > 0).all()
     else:
         assert module.value(torch.zeros(2, 8, 4), torch.tensor([-1, 7])).shape == (2,)
+
+
+def test_the_acting_that_is_given_is_checked(tmp_path, monkeypatch, capsys, pendulum_file):
+    """Before any training: that of another role, and one that does not fit this model."""
+    monkeypatch.chdir(tmp_path)
+    for option, message in (
+        ("--rollout.acting=QActing", "QActing is not how Diffuser acts: it acts by PlanActing"),
+        ("--rollout.acting.execute=states", "states"),
+    ):
+        options = ("--test_after_fit=true", "--rollout.val_episodes=0", option)
+        assert message in fail(*fit_args(pendulum_file, *options), capsys=capsys)
+    assert not list(tmp_path.rglob("*.ckpt")), "nothing was trained"
 
 
 @pytest.mark.parametrize("test_after_fit", [True, False])
