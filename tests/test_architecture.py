@@ -10,8 +10,9 @@ import yaml
 from jsonargparse import ArgumentParser
 
 import diffrl_lightning
-from diffrl_lightning import cli, lightning_cli
-from diffrl_lightning.lightning_cli import DiffRLCLI
+from diffrl_lightning import cli
+from diffrl_lightning.cli import lightning
+from diffrl_lightning.cli.lightning import DiffRLCLI
 from diffrl_lightning.modules.checkpoints import roles
 from diffrl_lightning.tools.configs import shipped_configs
 
@@ -34,9 +35,7 @@ ALLOWED = {
     "callbacks": CALLBACKS,
     "tools": CALLBACKS | MODULES | {"modules", "callbacks"},
     "public": LEAF | {"modules", "data", "callbacks", "diffusion"},
-    "parsing": LEAF | {"public"},
-    "lightning_cli": LEAF | {"parsing", "tools", "modules", "callbacks"},
-    "cli": LEAF | {"parsing", "lightning_cli", "tools"},
+    "cli": LEAF | {"public", "tools", "modules", "data", "callbacks"},
     "__init__": {"public"},
     "__main__": {"cli"},
 }
@@ -153,7 +152,7 @@ def parse(args, monkeypatch):
         def instantiate_classes(self):
             raise ParsedError(self.config[self.config.subcommand])
 
-    monkeypatch.setattr(lightning_cli, "DiffRLCLI", ParseOnly)
+    monkeypatch.setattr(lightning, "DiffRLCLI", ParseOnly)
     with pytest.raises(ParsedError) as parsed:
         cli.main(args)
     return parsed.value.args[0]
