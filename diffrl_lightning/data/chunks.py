@@ -49,18 +49,13 @@ class Chunks(Windows):
         self.log_discount, self.num_goals = math.log(discount), num_goals
         self.phase = torch.rand(self.num_starts, generator=torch.Generator().manual_seed(0))
 
-    @property
-    def num_chunks(self) -> int:
-        """N: an index counts chunks, and goes round them once for each goal."""
-        return self.num_starts
-
     def __len__(self) -> int:
-        return max(1, self.num_goals) * self.num_chunks
+        return max(1, self.num_goals) * self.num_starts
 
     def __getitem__(self, index: int | Tensor) -> ChunkBatch:
         """Chunks of these indices, (B, ...)."""
         index = torch.as_tensor(index)
-        number, chunk = index // self.num_chunks, index % self.num_chunks
+        number, chunk = index // self.num_starts, index % self.num_starts
         batch = super().__getitem__(chunk)
         start, episode = self.starts(chunk)
         count = batch["mask"].sum(-1)

@@ -82,10 +82,6 @@ class DiffusionPolicy(DiffusionModule):
         ema_power: the k-th average keeps ``1 - k ** -ema_power``, until that reaches ``ema_decay``; 0
             keeps ``ema_decay`` from the beginning.
         training: keywords of :class:`DiffusionModule`.
-
-    Raises:
-        InputError: if a chunk is too short for the actions to play, there are goals, or an argument is
-            unknown.
     """
 
     acting = ChunkActing

@@ -178,7 +178,7 @@ def test_candidates_are_the_same_whenever_a_run_goes_on(tmp_path, pendulum_file,
         found.append(module._candidates)
     assert torch.equal(*found)
     assert found[0].dtype == torch.float16
-    assert found[0].shape == (data.train_data.num_chunks, 3, 4)
+    assert found[0].shape == (data.train_data.num_starts, 3, 4)
 
 
 def test_candidates_that_do_not_fit_are_refused(tmp_path, pendulum_file, prior_ckpt):
