@@ -18,20 +18,20 @@ from diffrl_lightning.types import InputError, at_least
 
 
 class MazeMap(ValidationPicture):
-    """After each validation, draws values over the maze, and where the future of some places lies.
+    """After each validation, maps values over the maze, and compares sampled futures with the data's.
 
-    The values are those that the role's ``place_values`` has for held-out data, averaged over squares.
-    Where the role has ``sample_futures`` too, futures from a few cells are drawn beside the data's own
-    from the same states, and ``val/occupancy_distance`` is logged: the share (total variation, over
-    cells) in which they differ, averaged. A perfect model's is not 0, as few futures are of one cell:
-    about 0.13 where some hundred are, 0.07 where a thousand are, and more where they are of one walk
-    of the held-out data. The picture goes to TensorBoard and to ``maze_val.png``.
+    The values are the role's ``place_values`` of held-out data, averaged over squares. Where the role
+    has ``sample_futures`` too, futures from a few cells are drawn beside the data's own from the same
+    states, and ``val/occupancy_distance`` is logged: the mean total variation between their occupancies
+    of cells. By sampling error a perfect model's is not 0: about 0.13 with some hundred futures of a
+    cell, 0.07 with a thousand, and more where they are of one walk of the held-out data. The picture
+    goes to TensorBoard and to ``maze_val.png``.
 
     Args:
-        num_points: held-out windows or steps that the map of values is made of.
-        squares: a cell is so many squares wide.
+        num_points: held-out windows or steps whose values are mapped.
+        squares: along a cell's side.
         num_starts: cells whose futures are drawn.
-        num_futures: held-out steps that those of the cells are taken from.
+        num_futures: held-out steps, of which those in the cells are used.
 
     Raises:
         InputError: if an argument is out of range.
@@ -73,10 +73,11 @@ class MazeMap(ValidationPicture):
         starts, futures = [], []
         if hasattr(pl_module, "sample_futures"):
             batch = move_data_to_device(data[order[: self.num_futures]], pl_module.device)
+            how = pl_module.sampling(num_samples=4)
             for cell in maze.busy_cells(_xy(batch["observations"]), self.num_starts):
                 rows = torch.from_numpy(cell).to(pl_module.device)
                 first, real = batch["observations"][rows], batch["future_observations"][rows]
-                drawn = pl_module.sample_futures(first, num_samples=4).flatten(0, 1)
+                drawn = pl_module.sample_futures(first, how=how).flatten(0, 1)
                 pair = (_xy(real), _xy(drawn))
                 starts.append(_xy(first).mean(0))
                 futures.append((*pair, maze.total_variation(*pair)))

@@ -1,4 +1,4 @@
-"""The online form of synthesis: refit on what an agent has seen, and refill what it learns from."""
+"""Online SynthER: refit a synthesizer on the replay buffer, and refill the synthetic one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from diffrl_lightning.types import Acting, InputError, TransitionBatch, at_least
 
 
 class Refill(pl.Callback):
-    """Every so many steps a synthesizer is trained afresh on all real transitions, and draws new ones.
+    """Every so many steps a synthesizer is trained afresh on all real transitions, then samples.
 
     For an agent that learns from :class:`~diffrl_lightning.data.ReplayData`, as SynthER does online (Lu
     et al. 2023, section 4.2): the n-th refit begins with new weights and statistics, from (seed, n).

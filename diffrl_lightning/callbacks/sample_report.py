@@ -18,12 +18,12 @@ from diffrl_lightning.types import Acting, at_least
 class SampleReport(ValidationPicture):
     """Logs ``val/marginal`` and ``val/correlation`` of samples, and draws their histograms.
 
-    Every validation draws samples with the same noise and holds them against rows of held-out episodes.
+    Every validation draws samples from the same noise and compares them with held-out rows.
     The histograms go to TensorBoard and to ``samples_val.png`` in the run's folder.
 
     Args:
         num_samples: samples of a validation.
-        sampling: how to sample, a ``SynthesisSampling``.
+        sampling: how samples are drawn, a ``SynthesisSampling``; default as the class has it.
 
     Raises:
         InputError: if there are to be fewer than 2 samples.

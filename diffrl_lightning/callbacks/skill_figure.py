@@ -20,19 +20,18 @@ from diffrl_lightning.types import InputError, at_least
 
 
 class SkillFigure(ValidationPicture):
-    """After each validation, draws the skills of held-out chunks, and in a maze what skills do there.
+    """After each validation, draws the skills of held-out chunks, and in a maze what they do there.
 
-    The first panel is the latent space along the two directions in which it spreads most. In a maze
-    the colour of a skill is the direction that it leads to; elsewhere it is the reward of its steps. In
-    a maze the next ones begin in a few cells: paths of the data's chunks, above those of as many skills
-    that the model draws there and its decoder plays in the simulator; ``val/end_distance`` is the share
-    (total variation, over cells) in which their ends differ, averaged. The picture goes to TensorBoard
-    and to ``skills_val.png``.
+    The first panel is the latent space along its two principal components, coloured by the direction
+    in which a chunk moves, outside mazes by its reward a step. In a maze the others begin in a few
+    cells: paths of the data's chunks, above those of as many skills that the model draws there, decoded
+    in the simulator; ``val/end_distance`` is the mean total variation between the occupancies of cells
+    by their ends. The picture goes to TensorBoard and to ``skills_val.png``.
 
     Args:
-        num_points: held-out chunks that are looked at.
+        num_points: held-out chunks.
         num_starts: cells in which skills begin.
-        num_skills: skills that are played in each.
+        num_skills: skills that are decoded in each.
 
     Raises:
         InputError: if an argument is out of range.

@@ -41,16 +41,17 @@ class SkillActing(Acting):
 
 @dataclass(frozen=True, kw_only=True)
 class SkillSampling(SkillActing, Sampling):
-    """How skills are drawn from a diffusion prior, by default with 10 evaluations, and act.
+    """How skills are drawn from a diffusion prior, and act.
 
     Args:
+        num_inference_steps: network evaluations of a skill; default 10, or T where that is less.
         guidance_scale: classifier-free weight of the state: 0 is unconditional, 1 conditional.
     """
 
     guidance_scale: float = 1.0
 
     def timesteps(self, diffusion: GaussianDiffusion) -> list[int]:
-        """The steps to evaluate the network at, descending; by default 10, or T if that is less."""
+        """The steps of the prior to evaluate the network at, descending."""
         length, wanted = diffusion.num_train_timesteps, self.num_inference_steps
         return inference_timesteps(length, wanted or min(_SKILL_EVALUATIONS, length))
 
@@ -60,8 +61,9 @@ class SynthesisSampling(Sampling):
     """How a synthesizer samples.
 
     Args:
-        sampler: ``heun`` (EDM's stochastic sampler), ``ddpm``, ``ddim`` or ``dpmpp``; default that of
-            the process, heun with 31 evaluations for ``edm``, ddim with T for ``ddpm``.
+        sampler: ``heun`` (EDM's stochastic sampler), ``ddpm``, ``ddim`` or ``dpmpp``; default heun for
+            the process ``edm``, ddim for ``ddpm``.
+        num_inference_steps: network evaluations of a sample; default 31 for ``edm``, T for ``ddpm``.
         target_return: condition on this return to go, 0 the lowest and 1 the highest of the data.
         task: condition on this dataset of the list that was trained on.
         guidance_scale: classifier-free weight of the conditions: 0 is unconditional, 1 conditional.

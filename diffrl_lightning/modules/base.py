@@ -93,10 +93,10 @@ class Role(TrainedModule):
         Raises:
             InputError: if this model can not act so.
         """
+        module: Any = self
         if isinstance(how, Sampling):
-            how.timesteps(self.diffusion)  # type: ignore[attr-defined]
-        decide: Any = self.decide  # type: ignore[attr-defined]
-        return ChunkedPolicy(partial(decide, how=how), **self.policy_options())
+            how.timesteps(module.diffusion)
+        return ChunkedPolicy(partial(module.decide, how=how), **self.policy_options())
 
     def policy_options(self) -> dict[str, Any]:
         """What every policy needs of its module."""
@@ -130,8 +130,6 @@ class DiffusionModule(Role):
     """A role with a weight average, which samples while the network trains.
 
     Args:
-        observation_dim: O, taken from the data.
-        action_dim: A, taken from the data.
         ema_decay: share of the weight average that each update keeps.
         ema_update_every: optimiser steps from one update to the next.
         ema_start: optimiser steps before averaging begins; until then the average is the network.
@@ -169,10 +167,6 @@ class DiffusionModule(Role):
             start=hparams["ema_start"],
             **options,
         )
-
-    def ema_pairs(self) -> list[tuple[EMA, nn.Module]]:
-        """The denoiser and its average."""
-        return [(self.ema, self.denoiser)]
 
     def inference_net(self, compiled: bool = False) -> Callable[..., Tensor]:
         """The averaged denoiser; compiled on request, on CUDA into graphs."""

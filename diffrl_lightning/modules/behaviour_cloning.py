@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from diffrl_lightning.diffusion import randn
 from diffrl_lightning.modules.acting import GaussianActing
 from diffrl_lightning.modules.base import DiffusionModule
-from diffrl_lightning.nets import EMA, mlp
+from diffrl_lightning.nets import mlp
 from diffrl_lightning.normalizers import NormalizerKind, TrajectoryNormalizer
-from diffrl_lightning.policies import ChunkedPolicy
-from diffrl_lightning.types import Generators, InputError, TransitionBatch, one_of
+from diffrl_lightning.types import Generators, InputError, Policy, TransitionBatch, one_of
 
 
 class BehaviourCloning(DiffusionModule):
@@ -22,16 +21,11 @@ class BehaviourCloning(DiffusionModule):
     Gaussian one maximises the likelihood, its variance depending on the state.
 
     Args:
-        observation_dim: O, taken from the data.
-        action_dim: A, taken from the data.
         distribution: of the actions.
         hidden_dim: width of the network.
         num_layers: hidden layers.
         normalizer: of states; actions are scaled to their range in the data.
         training: keywords of :class:`DiffusionModule`.
-
-    Raises:
-        InputError: if there are goals, or an argument is unknown.
     """
 
     batch_type = TransitionBatch
@@ -56,10 +50,6 @@ class BehaviourCloning(DiffusionModule):
         self.ema = self.average(self.actor)
         self.trajectory = TrajectoryNormalizer(normalizer, observation_dim, action_dim, "limits")
 
-    def ema_pairs(self) -> list[tuple[EMA, nn.Module]]:
-        """The average follows the actor."""
-        return [(self.ema, self.actor)]
-
     def compute_loss(self, batch: TransitionBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Squared error, or negative log likelihood up to a constant, a dimension."""
         output = self.actor(self.trajectory.observations.normalize(batch["observations"]))
@@ -81,7 +71,7 @@ class BehaviourCloning(DiffusionModule):
                 output = output + how.temperature * log_std.exp() * noise
         return self.trajectory.actions.unnormalize(output.clamp(-1, 1))[:, None]
 
-    def build_policy(self, how: GaussianActing) -> ChunkedPolicy:
+    def build_policy(self, how: GaussianActing) -> Policy:
         """A reactive policy.
 
         Raises:

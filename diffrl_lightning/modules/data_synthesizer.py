@@ -10,7 +10,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from diffrl_lightning.diffusion import EDM, rand
 from diffrl_lightning.modules.synthesizer import Synthesizer
-from diffrl_lightning.nets import EMA, Backbone, TransitionMLP, make_backbone, mlp
+from diffrl_lightning.nets import Backbone, TransitionMLP, make_backbone, mlp
 from diffrl_lightning.normalizers import Normalizer, make_normalizer
 from diffrl_lightning.types import (
     Generators,
@@ -21,21 +21,19 @@ from diffrl_lightning.types import (
     one_of,
 )
 
-_LEAST_SPREAD = 0.1  # of terminals, lest the few there are make up their column's loss
+_LEAST_SPREAD = 0.1  # of terminals, lest a few of them dominate the loss of their entry
 
 
 class DataSynthesizer(Synthesizer):
-    """Transitions, diffused whole: state, action, reward, next state, and whether it was the last.
+    """SynthER: transitions of state, action, reward, next state and terminal, diffused whole.
 
     The paper's process is EDM with a stochastic sampler of 255 evaluations; ``ddpm`` is the discrete
-    diffusion of the other roles, on the same network. Whether a transition ends its episode is not
-    normalised; a sample's is 1 above one half. EDM's ``sigma_data`` of that entry is its standard
-    deviation, at least 0.1, where the paper has 1 for all: with 1 for what seldom differs from 0 the
-    network is asked for what it cannot tell at low noise, and terminals are lost.
+    diffusion of the other roles, on the same network. Terminals are not normalised, and a sample's is 1
+    above one half. Their ``sigma_data`` in EDM is their standard deviation, at least 0.1, where the
+    paper has 1 for all entries: with 1, the preconditioning expects rare terminals to be predicted at
+    noise levels that hide them, and they are lost.
 
     Args:
-        observation_dim: O, taken from the data.
-        action_dim: A, taken from the data.
         hidden_dim: width of the network.
         num_blocks: its residual layers.
         embed_dim: width of its first layer, and of all embeddings.
@@ -46,9 +44,6 @@ class DataSynthesizer(Synthesizer):
             the chance that a network of its own gives for the state and the action. That is sharper
             where an episode ends at a boundary of the states, which diffusion blurs.
         training: keywords of :class:`Synthesizer`.
-
-    Raises:
-        InputError: if there are goals, or an argument is unknown or out of range.
     """
 
     batch_type = TransitionBatch
@@ -90,15 +85,10 @@ class DataSynthesizer(Synthesizer):
         if next_state == "change":
             self.changes = make_normalizer(self.hparams["normalizer"], observation_dim)
 
-    def ema_pairs(self) -> list[tuple[EMA, nn.Module]]:
-        """The averages of the denoiser and of the classifier of terminals."""
-        if self.classifier is None:
-            return super().ema_pairs()
-        return [*super().ema_pairs(), (self.classifier_ema, self.classifier)]
-
     def param_groups(self) -> list[dict[str, Any]]:
         """The networks."""
-        return [{"params": list(net.parameters())} for _, net in self.ema_pairs()]
+        nets = (self.denoiser, self.classifier)
+        return [{"params": list(net.parameters())} for net in nets if net is not None]
 
     def fit_normalizers(self, data: TrainingData) -> None:
         """As for every synthesizer; and of changes, and the spread of the terminals."""
@@ -126,7 +116,7 @@ class DataSynthesizer(Synthesizer):
     def loss_weight(self, batch: TransitionBatch) -> Tensor:
         """(B, D): 0 for next states that were not recorded, where the data repeat the last state.
 
-        Learned, with terminals that are missed now and then, they were states to stay in for ever.
+        Trained on them, a model that misses a terminal would make a state that never changes.
         """
         following, states = batch["next_observations"], batch["observations"]
         recorded = ~((following == states).all(1) & (batch["terminations"] > 0))
@@ -182,12 +172,10 @@ class DataSynthesizer(Synthesizer):
 class TrajectorySynthesizer(Synthesizer):
     """Windows of states, actions and rewards, diffused whole: episodes of H - 1 steps.
 
-    Planners can be trained on them. An episode ends after its window, cut short: that episodes may
-    really end is not modelled.
+    Planners can be trained on them. An episode is truncated after its window: terminations are not
+    modelled.
 
     Args:
-        observation_dim: O, taken from the data.
-        action_dim: A, taken from the data.
         horizon: H, taken from the data.
         stride: taken from the data; must be 1.
         backbone: a temporal ``unet``, or ``dit``, a transformer.
@@ -197,9 +185,6 @@ class TrajectorySynthesizer(Synthesizer):
         depth: blocks of the transformer.
         num_heads: heads of the transformer.
         training: keywords of :class:`Synthesizer`; conditions are those of the window's first step.
-
-    Raises:
-        InputError: if there are goals, the horizon does not divide, or an argument is unknown.
     """
 
     def __init__(

@@ -11,19 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from diffrl_lightning.diffusion import (
-    BetaSchedule,
-    GaussianDiffusion,
     Inpaint,
-    PredictionType,
     Sampling,
     compose_conditions,
     draw,
     inpaint,
-    make_betas,
 )
-from diffrl_lightning.modules.base import DiffusionModule
-from diffrl_lightning.nets import EMA, Backbone, ConditionalDenoiser, InverseDynamics, make_backbone
-from diffrl_lightning.normalizers import BOUNDED, NormalizerKind, make_normalizer
+from diffrl_lightning.modules.trajectories import PlanningModule
+from diffrl_lightning.nets import ConditionalDenoiser, InverseDynamics
+from diffrl_lightning.normalizers import NormalizerKind, make_normalizer
 from diffrl_lightning.policies.planner import Plan, PlannerPolicy
 from diffrl_lightning.types import DenoiseFn, Generators, InputError, SequenceBatch, TrainingData
 
@@ -55,38 +51,22 @@ class ConditionalPlanActing(Sampling):
     least: ClassVar = {"replan_every": 1}
 
 
-class DecisionDiffuser(DiffusionModule):
+class DecisionDiffuser(PlanningModule):
     """A diffusion model over states, steered by classifier-free guidance.
 
-    A plan is (H, O). It begins with the last observed states; the states after them are drawn under
-    conditions, and the action is the one that leads from the current state to the next.
+    A plan is (H, O). It begins with the last observed states, which count in H; the states after them
+    are drawn under conditions, and the action is the one that leads from the current state to the next.
 
     Args:
-        observation_dim: O, taken from the data.
-        action_dim: A, taken from the data.
         num_origins: datasets of the data's list, taken from the data: skills to choose from.
-        horizon: H, taken from the data, the observed states included.
-        stride: environment steps between two steps of a plan, taken from the data.
         conditions: of plans: the ``return`` to go, the ``skill`` (which dataset of a list), or both.
         n_obs_steps: C, states up to now that a plan is made from; in training 1 to C are given.
-        backbone: a temporal ``unet``, or ``dit``, a transformer.
-        dim: width of the U-Net's first level, or of the transformer.
-        dim_mults: width of each level of the U-Net in multiples of ``dim``.
-        attention: linear attention in the U-Net.
-        depth: blocks of the transformer.
-        num_heads: heads of the transformer.
         hidden_dim: width of the inverse dynamics.
-        num_train_timesteps: T.
-        beta_schedule: noise schedule.
-        prediction_type: what the network predicts.
-        clip_denoised: bound the estimate of the clean plan to the data's range, [-1, 1]; without effect
-            on normalisers that have no such range, gaussian and none.
-        normalizer: of states and actions.
         returns_scale: divisor of the return to go; default: scaled to [0, 1] over the data.
         cond_drop_prob: chance that a sample's condition is dropped in training.
         next_state_weight: weight of the loss of the first state that is not given.
         loss_discount: weight of each further step's loss, relative to the step before.
-        training: keywords of :class:`DiffusionModule`.
+        training: keywords of :class:`PlanningModule`.
 
     Raises:
         InputError: if the horizon is too short or does not divide, or an argument is unknown.
@@ -101,54 +81,30 @@ class DecisionDiffuser(DiffusionModule):
         action_dim: int,
         *,
         num_origins: int = 1,
-        horizon: int = 32,
-        stride: int = 1,
         conditions: tuple[Condition, ...] = ("return",),
         n_obs_steps: int = 1,
-        backbone: Backbone = "unet",
-        dim: int = 32,
-        dim_mults: tuple[int, ...] = (1, 2, 4),
-        attention: bool = False,
-        depth: int = 2,
-        num_heads: int = 4,
         hidden_dim: int = 256,
-        num_train_timesteps: int = 20,
-        beta_schedule: BetaSchedule = "cosine",
-        prediction_type: PredictionType = "eps",
-        clip_denoised: bool = True,
         normalizer: NormalizerKind = "cdf",
         returns_scale: float | None = None,
         cond_drop_prob: float = 0.25,
         next_state_weight: float = 1.0,
         loss_discount: float = 1.0,
-        lr: float = 2e-4,
         **training: Any,
     ) -> None:
-        super().__init__(observation_dim, action_dim, lr=lr, **training)
+        super().__init__(observation_dim, action_dim, normalizer=normalizer, **training)
+        horizon, dim = self.horizon, self.hparams["dim"]
         if not conditions or not set(conditions) <= {"return", "skill"}:
             raise InputError(f"{conditions=} must be return, skill, or both.")
         if not 1 <= n_obs_steps < horizon:
             raise InputError(f"{n_obs_steps=} must be at least 1 and less than {horizon=}.")
-        self.horizon, self.stride, self.n_obs_steps = horizon, stride, n_obs_steps
+        self.n_obs_steps = n_obs_steps
         self.conditions, self.num_origins = tuple(conditions), num_origins
-        self.clip = 1.0 if clip_denoised and normalizer in BOUNDED else None
-        betas = make_betas(beta_schedule, num_train_timesteps)
-        self.diffusion = GaussianDiffusion(betas, prediction_type)
-        widths = {"return": 1, "skill": num_origins}
-        dims = {name: widths[name] for name in conditions}
-        net = make_backbone(
-            backbone,
-            observation_dim,
-            horizon=horizon,
-            dim=dim,
-            dim_mults=dim_mults,
-            attention=attention,
-            depth=depth,
-            num_heads=num_heads,
-            cond_dim=dim,
-        )
+        widths: dict[str, int] = {"return": 1, "skill": num_origins}
         self.denoiser = ConditionalDenoiser(
-            net, condition_dims=dims, embed_dim=dim, drop_prob=cond_drop_prob
+            self.make_net(observation_dim, dim),
+            condition_dims={name: widths[name] for name in conditions},
+            embed_dim=dim,
+            drop_prob=cond_drop_prob,
         )
         self.inverse_dynamics = InverseDynamics(observation_dim, action_dim, hidden_dim=hidden_dim)
         self.ema = self.average(self.denoiser)
@@ -158,10 +114,6 @@ class DecisionDiffuser(DiffusionModule):
         self.returns = make_normalizer("limits", 1) if returns_scale is None else None
         weight = loss_discount ** torch.arange(horizon)[:, None]
         self.register_buffer("loss_weight", weight / weight.mean(), persistent=False)
-
-    def ema_pairs(self) -> list[tuple[EMA, nn.Module]]:
-        """The averages of the denoiser and of the inverse dynamics."""
-        return [(self.ema, self.denoiser), (self.inverse_ema, self.inverse_dynamics)]
 
     def fit_normalizers(self, data: TrainingData) -> None:
         """Take the statistics of the training episodes' states, actions and returns to go."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torchmetrics import SpearmanCorrCoef
 
@@ -21,7 +21,7 @@ from diffrl_lightning.diffusion import (
 )
 from diffrl_lightning.modules.base import DiffusionModule
 from diffrl_lightning.modules.futures import FutureConditions, FutureSampling, encode_offset
-from diffrl_lightning.nets import EMA, ConditionalDenoiser, ConditionalMLP, ResidualMLP
+from diffrl_lightning.nets import ConditionalDenoiser, ConditionalMLP, ResidualMLP
 from diffrl_lightning.normalizers import NormalizerKind, TrajectoryNormalizer, make_normalizer
 from diffrl_lightning.types import FutureBatch, Generators, InputError, TrainingData, between
 
@@ -41,8 +41,6 @@ class DiffusedValue(DiffusionModule):
     on the action and the policy, which are dropped at random, so that one set of networks has V and Q.
 
     Args:
-        observation_dim: O, taken from the data.
-        action_dim: A, taken from the data.
         num_origins: datasets of the data's list, taken from the data, each of one policy.
         discount: gamma, the data's own.
         offset_condition: condition on k, so that values can be had at other discounts too.
@@ -59,12 +57,10 @@ class DiffusedValue(DiffusionModule):
         normalizer: of states, actions and rewards.
         val_samples: futures of a state for the rank correlation that a validation logs; 0 for none.
         training: keywords of :class:`DiffusionModule`.
-
-    Raises:
-        InputError: if there are goals, or an argument is unknown or out of range.
     """
 
     batch_type = FutureBatch
+    sampling: ClassVar = FutureSampling  # how futures are drawn
 
     def __init__(
         self,
@@ -111,14 +107,12 @@ class DiffusedValue(DiffusionModule):
         self.rewards = make_normalizer("gaussian", 1)
         self.rank_correlation = SpearmanCorrCoef()
 
-    def ema_pairs(self) -> list[tuple[EMA, nn.Module]]:
-        """The averages of the three networks."""
-        averages = (self.ema, self.reward_ema, self.survival_ema)
-        return list(zip(averages, (self.denoiser, self.reward, self.survival), strict=True))
-
     def param_groups(self) -> list[dict[str, Any]]:
         """The three networks."""
-        return [{"params": list(net.parameters())} for _, net in self.ema_pairs()]
+        return [
+            {"params": list(net.parameters())}
+            for net in (self.denoiser, self.reward, self.survival)
+        ]
 
     def setup(self, stage: str) -> None:
         """Check that the data hold the policy's steps where these are a condition."""

@@ -10,8 +10,6 @@ import torch
 from torch import Tensor
 
 from diffrl_lightning.diffusion import (
-    BetaSchedule,
-    GaussianDiffusion,
     GuidedSampling,
     Inpaint,
     PredictionType,
@@ -19,13 +17,11 @@ from diffrl_lightning.diffusion import (
     draw,
     inpaint,
     known_states,
-    make_betas,
     value_guided,
 )
-from diffrl_lightning.modules.base import DiffusionModule
 from diffrl_lightning.modules.companions import SAME_TRAJECTORIES
-from diffrl_lightning.nets import Backbone, make_backbone
-from diffrl_lightning.normalizers import BOUNDED, NormalizerKind, TrajectoryNormalizer
+from diffrl_lightning.modules.trajectories import PlanningModule
+from diffrl_lightning.normalizers import NormalizerKind, TrajectoryNormalizer
 from diffrl_lightning.policies.planner import Execute, Plan, PlannerPolicy
 from diffrl_lightning.types import (
     DenoiseFn,
@@ -71,37 +67,18 @@ class PlanActing(GuidedSampling):
     least: ClassVar = {"replan_every": 1, "num_candidates": 1, "choice_temperature": 0}
 
 
-class Diffuser(DiffusionModule):
+class Diffuser(PlanningModule):
     """A diffusion model over trajectories of actions and states, conditioned by in-painting.
 
     A trajectory is (H, A + O), actions first; its first state is given and, where there is a goal, the
     first G entries of its last one. A ``TrajectoryValue`` may guide plans and choose among them.
 
     Args:
-        observation_dim: O, taken from the data.
-        action_dim: A, taken from the data.
-        horizon: H, taken from the data; it must divide by 2 for each level of the U-Net but one.
-        stride: environment steps between two steps of a plan, taken from the data.
-        backbone: a temporal ``unet``, or ``dit``, a transformer.
-        dim: width of the U-Net's first level, or of the transformer.
-        dim_mults: width of each level of the U-Net in multiples of ``dim``.
-        attention: linear attention in the U-Net.
-        depth: blocks of the transformer.
-        num_heads: heads of the transformer.
-        num_train_timesteps: T.
-        beta_schedule: noise schedule.
-        prediction_type: what the network predicts.
-        clip_denoised: bound the estimate of the clean trajectory to the data's range, [-1, 1];
-            without effect on normalisers that have no such range, gaussian and none.
-        normalizer: of states and actions.
         goal_velocity: at the goal only the position is given and all else is ``free``, or all else is
             ``zero``, as in the paper.
         action_weight: weight of the first action's loss.
         loss_discount: weight of each further step's loss, relative to the step before.
-        training: keywords of :class:`DiffusionModule`.
-
-    Raises:
-        InputError: if the horizon does not divide, or an argument is unknown.
+        training: keywords of :class:`PlanningModule`.
     """
 
     takes_goals = True
@@ -114,42 +91,25 @@ class Diffuser(DiffusionModule):
         observation_dim: int,
         action_dim: int,
         *,
-        horizon: int = 32,
-        stride: int = 1,
-        backbone: Backbone = "unet",
-        dim: int = 32,
-        dim_mults: tuple[int, ...] = (1, 2, 4),
-        attention: bool = False,
-        depth: int = 2,
-        num_heads: int = 4,
         num_train_timesteps: int = 64,
-        beta_schedule: BetaSchedule = "cosine",
         prediction_type: PredictionType = "x0",
-        clip_denoised: bool = True,
         normalizer: NormalizerKind = "limits",
         goal_velocity: Literal["free", "zero"] = "free",
         action_weight: float = 1.0,
         loss_discount: float = 1.0,
-        lr: float = 2e-4,
         **training: Any,
     ) -> None:
-        super().__init__(observation_dim, action_dim, lr=lr, **training)
+        super().__init__(
+            observation_dim,
+            action_dim,
+            num_train_timesteps=num_train_timesteps,
+            prediction_type=prediction_type,
+            normalizer=normalizer,
+            **training,
+        )
         if self.goal_dim > observation_dim:
             raise InputError(f"goal_dim={self.goal_dim} must not exceed {observation_dim=}.")
-        self.horizon, self.stride = horizon, stride
-        self.clip = 1.0 if clip_denoised and normalizer in BOUNDED else None
-        betas = make_betas(beta_schedule, num_train_timesteps)
-        self.diffusion = GaussianDiffusion(betas, prediction_type)
-        self.denoiser = make_backbone(
-            backbone,
-            observation_dim + action_dim,
-            horizon=horizon,
-            dim=dim,
-            dim_mults=dim_mults,
-            attention=attention,
-            depth=depth,
-            num_heads=num_heads,
-        )
+        horizon, self.denoiser = self.horizon, self.make_net(observation_dim + action_dim)
         self.ema = self.average(self.denoiser)
         self.trajectory = TrajectoryNormalizer(normalizer, observation_dim, action_dim)
         entries = observation_dim if self.goal_dim and goal_velocity == "zero" else self.goal_dim

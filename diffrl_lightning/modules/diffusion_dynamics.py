@@ -50,8 +50,6 @@ class DiffusionDynamics(EnvironmentModel):
     normalised, and is rounded.
 
     Args:
-        observation_dim: O, taken from the data.
-        action_dim: A, taken from the data.
         horizon: H, steps of a trajectory, taken from the data.
         backbone: ``mlp``: residual layers over the whole trajectory at once; ``transformer``: a causal
             one over its steps.
@@ -63,9 +61,6 @@ class DiffusionDynamics(EnvironmentModel):
         follows: how imagined actions follow a policy: along its ``score``, by a tuned step size, as
             published, or by ``draws`` from it at the states predicted so far.
         training: keywords of :class:`DiffusionModule`.
-
-    Raises:
-        InputError: if there are goals, or an argument is unknown or out of range.
     """
 
     batch_type = ChunkBatch

@@ -62,8 +62,6 @@ class DiffusionPolicy(DiffusionModule):
     (``data.pad_before``) and may end up to ``n_action_steps - 1`` steps after it (``data.pad_after``).
 
     Args:
-        observation_dim: O, taken from the data.
-        action_dim: A, taken from the data.
         horizon: H, actions of a chunk, taken from the data.
         stride: taken from the data; must be 1.
         n_obs_steps: C, observations up to now that a chunk is drawn from.

@@ -53,8 +53,6 @@ class DiffusionQL(DiffusionModule):
     The critics learn from actions of the averaged actor and from averaged critics.
 
     Args:
-        observation_dim: O, taken from the data.
-        action_dim: A, taken from the data.
         actor_loss: where the value's gradient goes through.
         q_weight: weight of the value against the cloning, "eta".
         max_q_backup: take, by each critic, the best of several next actions in the target.
@@ -69,9 +67,6 @@ class DiffusionQL(DiffusionModule):
         tau: share of the new weights that the target critics take at a step.
         critic_lr: learning rate of the critics; default the same.
         training: keywords of :class:`DiffusionModule`.
-
-    Raises:
-        InputError: if there are goals, or an argument is unknown or out of range.
     """
 
     batch_type = TransitionBatch
@@ -126,10 +121,6 @@ class DiffusionQL(DiffusionModule):
         self.ema = self.average(self.denoiser)
         self.target_critic = EMA(self.critic, decay=1 - tau)
         self.trajectory = TrajectoryNormalizer(normalizer, observation_dim, action_dim, "limits")
-
-    def ema_pairs(self) -> list[tuple[EMA, nn.Module]]:
-        """The averages of the actor and of the critics."""
-        return [(self.ema, self.denoiser), (self.target_critic, self.critic)]
 
     def param_groups(self) -> list[dict[str, Any]]:
         """Actor and critics."""

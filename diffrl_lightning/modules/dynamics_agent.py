@@ -28,8 +28,6 @@ class DynamicsAgent(DiffusionDynamics):
     Online it learns from ``OnlineData``, with the callback ``Collect``; offline from ``ChunkData``.
 
     Args:
-        observation_dim: O, taken from the data.
-        action_dim: A, taken from the data.
         num_inference_steps: network evaluations of an imagined trajectory, default T.
         num_imagined: trajectories of a step of the policy, from states of the batch in turn.
         policy_every: optimiser steps from one step of the policy to the next.
@@ -45,9 +43,6 @@ class DynamicsAgent(DiffusionDynamics):
         actor_lr: learning rate of the actor; ``lr`` is the model's.
         critic_lr: learning rate of the critic.
         model: keywords of :class:`DiffusionDynamics`.
-
-    Raises:
-        InputError: if there are goals, or an argument is unknown or out of range.
     """
 
     acting = GaussianActing
@@ -93,10 +88,6 @@ class DynamicsAgent(DiffusionDynamics):
         self.target_critic = EMA(self.critic, decay=1 - tau, update_every=policy_every)
         self.register_buffer("low", torch.full((action_dim,), -1.0))
         self.register_buffer("high", torch.full((action_dim,), 1.0))
-
-    def ema_pairs(self) -> list[tuple[EMA, nn.Module]]:
-        """The average of the model, and the target of the critic."""
-        return [*super().ema_pairs(), (self.target_critic, self.critic)]
 
     def param_groups(self) -> list[dict[str, Any]]:
         """Model, actor and critic; the model's weights alone decay."""

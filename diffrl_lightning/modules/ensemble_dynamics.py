@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 
 from diffrl_lightning.modules.environment_model import EnvironmentModel
-from diffrl_lightning.nets import EMA, EnsembleMLP
+from diffrl_lightning.nets import EnsembleMLP
 from diffrl_lightning.normalizers import TrajectoryNormalizer, make_normalizer
 from diffrl_lightning.types import Imagined, TransitionBatch, at_least
 
@@ -21,15 +21,10 @@ class EnsembleDynamics(EnvironmentModel):
     prediction is their mean, fed back to them for the next step. No diffusion: a baseline.
 
     Args:
-        observation_dim: O, taken from the data.
-        action_dim: A, taken from the data.
         num_members: K.
         hidden_dim: width.
         num_layers: hidden layers.
         training: keywords of :class:`DiffusionModule`.
-
-    Raises:
-        InputError: if there are goals, or no members.
     """
 
     batch_type = TransitionBatch
@@ -67,10 +62,6 @@ class EnsembleDynamics(EnvironmentModel):
         self.ema = self.average(self.members)
         self.trajectory = TrajectoryNormalizer("gaussian", observation_dim, action_dim)
         self.rewards = make_normalizer("gaussian", 1)
-
-    def ema_pairs(self) -> list[tuple[EMA, nn.Module]]:
-        """The average follows all members."""
-        return [(self.ema, self.members)]
 
     def compute_loss(self, batch: TransitionBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Negative log likelihood (Chua et al. 2018, eq. 1), and cross entropy of terminations."""

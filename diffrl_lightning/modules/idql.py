@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from diffrl_lightning.diffusion import (
     BetaSchedule,
@@ -48,8 +48,6 @@ class IDQL(DiffusionModule):
     at every step, where the original bounds the noised action itself.
 
     Args:
-        observation_dim: O, taken from the data.
-        action_dim: A, taken from the data.
         expectile: 0.5 is the mean; towards 1, the best action of the data.
         hidden_dim: width of the actor's residual stream.
         num_blocks: residual blocks of the actor, four times as wide inside.
@@ -67,9 +65,6 @@ class IDQL(DiffusionModule):
         critic_steps: optimiser steps that critics and value learn for; then they stay, and the actor
             learns on. Default as many as the actor's.
         training: keywords of :class:`DiffusionModule`.
-
-    Raises:
-        InputError: if there are goals, or an argument is out of range.
     """
 
     batch_type = TransitionBatch
@@ -133,10 +128,9 @@ class IDQL(DiffusionModule):
         self.target_critic = EMA(self.critic, decay=1 - tau)
         self.trajectory = TrajectoryNormalizer(normalizer, observation_dim, action_dim, "limits")
 
-    def ema_pairs(self) -> list[tuple[EMA, nn.Module]]:
-        """The averages of the actor and, while these learn, of the critics."""
-        critics = [(self.target_critic, self.critic)] if self._critics_learn() else []
-        return [(self.ema, self.denoiser), *critics]
+    def averages(self) -> list[EMA]:
+        """The actor's and, while these learn, the critics'."""
+        return [self.ema, self.target_critic] if self._critics_learn() else [self.ema]
 
     def _critics_learn(self) -> bool:
         last = self.hparams["critic_steps"]

@@ -54,8 +54,6 @@ class LatentDiffusion(DiffusionModule):
     the first skill of the sequence that comes closest to the goal is played.
 
     Args:
-        observation_dim: O, taken from the data.
-        action_dim: A, taken from the data.
         horizon: H, steps of a skill, taken from the data.
         skills_ckpt: checkpoint of the LatentSkills.
         latent_dim: D, that of the skills.

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from diffrl_lightning.diffusion import choose
@@ -57,8 +57,6 @@ class LatentQ(Role):
     Andrychowicz et al. 2017). A goal is about the first G entries of the state.
 
     Args:
-        observation_dim: O, taken from the data.
-        action_dim: A, taken from the data.
         horizon: H, steps of a skill, taken from the data.
         prior_ckpt: checkpoint of the LatentDiffusion.
         latent_dim: D, that of the prior.
@@ -72,9 +70,6 @@ class LatentQ(Role):
         goal_radius: how close to a goal counts as there.
         random_goals: share of goals that are of other chunks.
         training: keywords of :class:`Role`.
-
-    Raises:
-        InputError: if an argument is out of range.
     """
 
     batch_type = ChunkBatch
@@ -121,10 +116,6 @@ class LatentQ(Role):
         self.prior: Any = None
         self._encoded: Tensor | None = None  # (N, D), and
         self._candidates: Tensor | None = None  # (N, M, D), of all training chunks
-
-    def ema_pairs(self) -> list[tuple[EMA, nn.Module]]:
-        """The target critics."""
-        return [(self.target_critic, self.critic)]
 
     def fit_normalizers(self, data: TrainingData) -> None:
         """Those of the prior and its skills are all there are."""

@@ -13,7 +13,7 @@ from torchmetrics import MeanMetric
 from diffrl_lightning.diffusion import randn
 from diffrl_lightning.modules.acting import SkillActing
 from diffrl_lightning.modules.base import DiffusionModule
-from diffrl_lightning.nets import EMA, Normal, SkillVAE
+from diffrl_lightning.nets import Normal, SkillVAE
 from diffrl_lightning.normalizers import NormalizerKind, TrajectoryNormalizer
 from diffrl_lightning.policies import SkillPolicy
 from diffrl_lightning.types import ChunkBatch, Generators, above, at_least
@@ -33,8 +33,6 @@ class LatentSkills(DiffusionModule):
     of decoded ends, in normalised units: with z the encoder's mean and, as the control, the prior's.
 
     Args:
-        observation_dim: O, taken from the data.
-        action_dim: A, taken from the data.
         horizon: H, steps of a skill, taken from the data.
         latent_dim: D, entries of a skill.
         hidden_dim: width of all networks.
@@ -45,9 +43,6 @@ class LatentSkills(DiffusionModule):
         min_std: least standard deviation of a decoded entry, normalised: below it nothing is gained.
         normalizer: of states; actions are scaled to their range in the data.
         training: keywords of :class:`DiffusionModule`.
-
-    Raises:
-        InputError: if an argument is out of range.
     """
 
     batch_type = ChunkBatch
@@ -87,10 +82,6 @@ class LatentSkills(DiffusionModule):
         self.ema = self.average(self.vae)
         self.trajectory = TrajectoryNormalizer(normalizer, observation_dim, action_dim, "limits")
         self.errors = nn.ModuleDict({name: MeanMetric() for name in _ERRORS})
-
-    def ema_pairs(self) -> list[tuple[EMA, nn.Module]]:
-        """The average follows all networks."""
-        return [(self.ema, self.vae)]
 
     def compiled_nets(self) -> list[nn.Module]:
         """The networks of the VAE, which are called one by one."""

@@ -83,6 +83,8 @@ def clip_gradients(
     groups: list[dict[str, Any]], bound: float | None, algorithm: str | None = None
 ) -> None:
     """Bound the gradient of each group of parameters by itself, by norm or by ``value``."""
+    if not bound:
+        return
     clip = nn.utils.clip_grad_value_ if algorithm == "value" else nn.utils.clip_grad_norm_
-    for group in groups if bound else ():
+    for group in groups:
         clip(group["params"], bound)

@@ -5,28 +5,25 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from diffrl_lightning.diffusion import (
-    BetaSchedule,
-    GaussianDiffusion,
     inpaint,
     known_states,
-    make_betas,
     randint,
     randn,
 )
-from diffrl_lightning.modules.base import DiffusionModule
 from diffrl_lightning.modules.companions import SAME_TRAJECTORIES
-from diffrl_lightning.nets import EMA, TemporalValue, WindowValue
-from diffrl_lightning.normalizers import NormalizerKind, TrajectoryNormalizer
+from diffrl_lightning.modules.trajectories import TrajectoryModule
+from diffrl_lightning.nets import TemporalValue, WindowValue
+from diffrl_lightning.normalizers import TrajectoryNormalizer
 from diffrl_lightning.types import InputError, SequenceBatch, one_of
 
 _OFFSET_WEIGHT = 1e-3  # of the square of rho's mean
 
 
-class RelativeReward(DiffusionModule):
+class RelativeReward(TrajectoryModule):
     """A function rho of noised trajectories, whose gradient guides a base Diffuser to an expert one.
 
     At every step t the gradient of rho(x_t, t) is regressed on the difference of the two Diffusers::
@@ -41,7 +38,8 @@ class RelativeReward(DiffusionModule):
     then multiplied.
 
     Both Diffusers are frozen, were trained on one list of datasets (``data.train_on``) with the same
-    arguments, and are needed for training alone. A Diffuser takes this role's checkpoint as
+    arguments (``horizon``, ``num_train_timesteps``, ``normalizer``, ... are those of both), and are
+    needed for training alone. A Diffuser takes this role's checkpoint as
     ``value_ckpt``: guided by rho, the base plans more as the expert does. rho is known up to a constant
     at each t, so compare values at one t; its mean over all is kept at 0.
 
@@ -49,10 +47,6 @@ class RelativeReward(DiffusionModule):
     dataset of the list, from their labels, and needs no Diffusers; of more, ``data.train_on`` chooses.
 
     Args:
-        observation_dim: O, taken from the data.
-        action_dim: A, taken from the data.
-        horizon: H, taken from the data.
-        stride: environment steps between two steps of a plan, taken from the data.
         num_origins: datasets of the data's list, taken from the data.
         base_ckpt: checkpoint of the Diffuser of ordinary behaviour.
         expert_ckpt: checkpoint of the Diffuser of behaviour that pursues the reward.
@@ -65,15 +59,7 @@ class RelativeReward(DiffusionModule):
             down-sampling half of one, as published, which learns slowly where the horizon is short.
         window: steps of a window, which divide H; default H. The shorter they are, the finer rho can be
             drawn over places. Not for the U-Net.
-        dim: width of the MLP, or of the U-Net's first level.
-        dim_mults: width of each level of the U-Net in multiples of ``dim``.
-        num_train_timesteps: T, that of the Diffusers.
-        beta_schedule: noise schedule, that of the Diffusers.
-        normalizer: of states and actions, that of the Diffusers, whose statistics are taken.
-        training: keywords of :class:`DiffusionModule`; ``compile`` is for a discriminator alone.
-
-    Raises:
-        InputError: if there are goals, or an argument is unknown or has no effect.
+        training: keywords of :class:`TrajectoryModule`; ``compile`` is for a discriminator alone.
     """
 
     known: Tensor  # (H, A + O) bool, the entries that are given
@@ -83,8 +69,6 @@ class RelativeReward(DiffusionModule):
         observation_dim: int,
         action_dim: int,
         *,
-        horizon: int = 32,
-        stride: int = 1,
         num_origins: int = 1,
         base_ckpt: str | None = None,
         expert_ckpt: str | None = None,
@@ -95,13 +79,9 @@ class RelativeReward(DiffusionModule):
         window: int | None = None,
         dim: int = 128,
         dim_mults: tuple[int, ...] = (2, 2, 4, 4),
-        num_train_timesteps: int = 20,
-        beta_schedule: BetaSchedule = "cosine",
-        normalizer: NormalizerKind = "gaussian",
-        lr: float = 2e-4,
         **training: Any,
     ) -> None:
-        super().__init__(observation_dim, action_dim, lr=lr, **training)
+        super().__init__(observation_dim, action_dim, dim=dim, dim_mults=dim_mults, **training)
         one_of(("eps", "mean", "discriminator"), objective=objective)
         one_of(("noised", "mean"), gradient_at=gradient_at)
         one_of(("eps", "x0"), unit=unit)
@@ -121,8 +101,7 @@ class RelativeReward(DiffusionModule):
             )
         self.objective, self.gradient_at, self.unit = objective, gradient_at, unit
         self.num_origins = num_origins
-        self.diffusion = GaussianDiffusion(make_betas(beta_schedule, num_train_timesteps))
-        width = observation_dim + action_dim
+        width, horizon = observation_dim + action_dim, self.horizon
         self.reward_net: TemporalValue | WindowValue
         if network == "unet":
             self.reward_net = TemporalValue(width, horizon=horizon, dim=dim, dim_mults=dim_mults)
@@ -130,14 +109,11 @@ class RelativeReward(DiffusionModule):
             window = horizon if window is None else window
             self.reward_net = WindowValue(width, horizon=horizon, window=window, hidden_dim=dim)
         self.ema = self.average(self.reward_net)
-        self.trajectory = TrajectoryNormalizer(normalizer, observation_dim, action_dim)
+        kind = self.hparams["normalizer"]
+        self.trajectory = TrajectoryNormalizer(kind, observation_dim, action_dim)
         known = known_states(horizon, action_dim, observation_dim)
         self.register_buffer("known", known, persistent=False)
         self.diffusers: list[Any] = []  # base and expert; in a list, to stay out of checkpoints
-
-    def ema_pairs(self) -> list[tuple[EMA, nn.Module]]:
-        """The average follows the reward."""
-        return [(self.ema, self.reward_net)]
 
     def setup(self, stage: str) -> None:
         """Load the two Diffusers, and take their statistics."""

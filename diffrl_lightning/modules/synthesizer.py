@@ -47,8 +47,6 @@ class Synthesizer(EnvironmentModel):
     Networks see the noise level as EDM has it, c_noise = log(sigma) / 4, whatever the process.
 
     Args:
-        observation_dim: O, taken from the data.
-        action_dim: A, taken from the data.
         num_origins: datasets of the data's list, taken from the data: tasks to choose from.
         conditions: what samples may be conditioned on: the ``return`` to go, the ``task``, which is the
             dataset of a list that a sample is from, both or nothing.

@@ -19,8 +19,6 @@ class TD3BC(Role):
     The ordinary baseline of offline reinforcement learning, and a judge of datasets; no diffusion.
 
     Args:
-        observation_dim: O, taken from the data.
-        action_dim: A, taken from the data.
         hidden_dim: width of the actor and of the critics.
         num_layers: hidden layers of each.
         normalizer: of states; actions are scaled to their range in the data.
@@ -31,9 +29,6 @@ class TD3BC(Role):
         noise_clip: bound of that noise.
         policy_delay: critic updates for one update of the actor and of the targets.
         training: keywords of :class:`Role`.
-
-    Raises:
-        InputError: if there are goals, or an argument is out of range.
     """
 
     batch_type = TransitionBatch
@@ -74,10 +69,6 @@ class TD3BC(Role):
         self.target_actor = EMA(self.actor, decay=1 - tau, update_every=policy_delay)
         self.target_critic = EMA(self.critic, decay=1 - tau, update_every=policy_delay)
         self.trajectory = TrajectoryNormalizer(normalizer, observation_dim, action_dim, "limits")
-
-    def ema_pairs(self) -> list[tuple[EMA, nn.Module]]:
-        """The targets of actor and critics."""
-        return [(self.target_actor, self.actor), (self.target_critic, self.critic)]
 
     def param_groups(self) -> list[dict[str, Any]]:
         """Actor and critics."""

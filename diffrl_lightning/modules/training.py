@@ -22,9 +22,9 @@ class TrainedModule(CompanionModule, ABC):
     def compute_loss(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a batch in environment units, and what else to log."""
 
-    def ema_pairs(self) -> list[tuple[EMA, nn.Module]]:
-        """Each weight average with the network that it follows."""
-        return []
+    def averages(self) -> list[EMA]:
+        """The weight averages and target networks that follow their networks after each step."""
+        return [child for child in self.children() if isinstance(child, EMA)]
 
     def param_groups(self) -> list[dict[str, Any]]:
         """Parameters that belong together; ``gradient_clip_val`` bounds the norm of each group.
@@ -83,8 +83,8 @@ class TrainedModule(CompanionModule, ABC):
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step, then update the averages: before any callback may save a checkpoint."""
         super().optimizer_step(*args, **kwargs)
-        for ema, net in self.ema_pairs():
-            ema.update(net, self.trainer.global_step + 1)
+        for average in self.averages():
+            average.update(self.trainer.global_step + 1)
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Loss on held-out episodes, with the same noise at every validation."""

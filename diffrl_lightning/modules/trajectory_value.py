@@ -4,24 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from diffrl_lightning.diffusion import (
-    BetaSchedule,
-    GaussianDiffusion,
     inpaint,
     known_states,
-    make_betas,
     randint,
     randn,
 )
-from diffrl_lightning.modules.base import DiffusionModule
-from diffrl_lightning.nets import EMA, TemporalValue
-from diffrl_lightning.normalizers import NormalizerKind, TrajectoryNormalizer, make_normalizer
+from diffrl_lightning.modules.trajectories import TrajectoryModule
+from diffrl_lightning.nets import TemporalValue
+from diffrl_lightning.normalizers import TrajectoryNormalizer, make_normalizer
 from diffrl_lightning.types import SequenceBatch, TrainingData
 
 
-class TrajectoryValue(DiffusionModule):
+class TrajectoryValue(TrajectoryModule):
     """Regression of the return to go on trajectories at every noise level of a Diffuser.
 
     The target is the return from a window's first step to the end of its episode, with the discount
@@ -31,18 +28,9 @@ class TrajectoryValue(DiffusionModule):
     ``num_train_timesteps`` and ``beta_schedule``.
 
     Args:
-        observation_dim: O, taken from the data.
-        action_dim: A, taken from the data.
-        horizon: H, taken from the data.
-        stride: environment steps between two steps of a plan, taken from the data.
-        dim: width of the first level.
-        dim_mults: width of each level in multiples of ``dim``.
-        num_train_timesteps: T.
-        beta_schedule: noise schedule.
-        normalizer: of states and actions.
         normalize_returns: scale the target to zero mean and unit variance, so that a guidance scale
             means the same on every dataset; the published scales are for targets as they are.
-        training: keywords of :class:`DiffusionModule`.
+        training: keywords of :class:`TrajectoryModule`.
     """
 
     takes_goals = True
@@ -53,31 +41,22 @@ class TrajectoryValue(DiffusionModule):
         observation_dim: int,
         action_dim: int,
         *,
-        horizon: int = 32,
-        stride: int = 1,
-        dim: int = 32,
-        dim_mults: tuple[int, ...] = (1, 2, 4),
-        num_train_timesteps: int = 20,
-        beta_schedule: BetaSchedule = "cosine",
-        normalizer: NormalizerKind = "gaussian",
         normalize_returns: bool = True,
-        lr: float = 2e-4,
         **training: Any,
     ) -> None:
-        super().__init__(observation_dim, action_dim, lr=lr, **training)
-        self.diffusion = GaussianDiffusion(make_betas(beta_schedule, num_train_timesteps))
+        super().__init__(observation_dim, action_dim, **training)
+        hparams, horizon = self.hparams, self.horizon
         self.value_net = TemporalValue(
-            observation_dim + action_dim, horizon=horizon, dim=dim, dim_mults=dim_mults
+            observation_dim + action_dim,
+            horizon=horizon,
+            dim=hparams["dim"],
+            dim_mults=hparams["dim_mults"],
         )
         self.ema = self.average(self.value_net)
-        self.trajectory = TrajectoryNormalizer(normalizer, observation_dim, action_dim)
+        self.trajectory = TrajectoryNormalizer(hparams["normalizer"], observation_dim, action_dim)
         self.returns = make_normalizer("gaussian", 1) if normalize_returns else None
         known = known_states(horizon, action_dim, observation_dim)
         self.register_buffer("known", known, persistent=False)
-
-    def ema_pairs(self) -> list[tuple[EMA, nn.Module]]:
-        """The average follows the value."""
-        return [(self.ema, self.value_net)]
 
     def fit_normalizers(self, data: TrainingData) -> None:
         """Take the statistics of the training episodes' states, actions and returns to go."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from diffrl_lightning.modules.base import DiffusionModule
 from diffrl_lightning.modules.futures import FutureSampling
-from diffrl_lightning.nets import EMA, mlp
+from diffrl_lightning.nets import mlp
 from diffrl_lightning.normalizers import NormalizerKind, TrajectoryNormalizer
 from diffrl_lightning.types import (
     Acting,
@@ -34,8 +34,6 @@ class ValuePolicy(DiffusionModule):
     states, which are drawn and then held fixed, as if they did not depend on the action now.
 
     Args:
-        observation_dim: O, taken from the data.
-        action_dim: A, taken from the data.
         value_ckpt: checkpoint of the DiffusedValue.
         extraction: ``regression`` or ``ascent``.
         temperature: of the advantages, in their standard deviations in the batch.
@@ -47,9 +45,6 @@ class ValuePolicy(DiffusionModule):
         num_layers: hidden layers.
         normalizer: of states; actions are scaled to their range in the data.
         training: keywords of :class:`DiffusionModule`.
-
-    Raises:
-        InputError: if there are goals, or an argument is unknown or out of range.
     """
 
     batch_type = TransitionBatch
@@ -84,10 +79,6 @@ class ValuePolicy(DiffusionModule):
         self.ema = self.average(self.actor)
         self.trajectory = TrajectoryNormalizer(normalizer, observation_dim, action_dim, "limits")
         self.value: list[Any] = []  # in a list, so that it stays out of checkpoints
-
-    def ema_pairs(self) -> list[tuple[EMA, nn.Module]]:
-        """The average follows the actor."""
-        return [(self.ema, self.actor)]
 
     def setup(self, stage: str) -> None:
         """Load the value.

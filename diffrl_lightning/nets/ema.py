@@ -42,6 +42,7 @@ class EMA(nn.Module):
         self.decay, self.update_every, self.start = decay, update_every, start
         self.power = power
         self.net = copy.deepcopy(net).requires_grad_(False).eval()
+        self.followed = (net,)  # in a tuple, so that it is no sub-module of this one
 
     def train(self, mode: bool = True) -> EMA:
         """Stay in evaluation mode, whatever the module around it does."""
@@ -52,8 +53,9 @@ class EMA(nn.Module):
         return self.net(*args, **kwargs)
 
     @torch.no_grad()
-    def update(self, net: nn.Module, step: int) -> None:
-        """Follow ``net`` after optimiser step ``step``, counted from 1."""
+    def update(self, step: int) -> None:
+        """Follow the network after optimiser step ``step``, counted from 1."""
+        (net,) = self.followed
         if step % self.update_every:
             return
         averages: list[Tensor] = list(self.net.parameters())

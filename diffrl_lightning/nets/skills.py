@@ -139,7 +139,7 @@ class SkillVAE(nn.Module):
         hidden_dim: width of all layers.
         num_layers: layers of the encoder's GRU.
         min_std: least standard deviation of actions and ends.
-        clock_dim: entries of the step within the skill that the action decoder is conditioned on; 0 for none.
+        clock_dim: entries of the step within a skill, for the action decoder; 0 for none.
     """
 
     def __init__(

@@ -62,14 +62,14 @@ def compare(
     models = {s: load_role(ckpt_path.format(seed=s), "a role") for s in seeds}
     results: dict[str, dict[str, Any]] = {}
     for name, row in variants.items():
-        result: dict[str, Any] = {"policy_kwargs": row, "seed_means": []}
+        result: dict[str, Any] = {"acting": row, "seed_means": []}
         episodes: list[Episode] = []
         for s, model in models.items():
-            # Until ways to act are objects: make = partial(model.make_policy, model.acting(**chosen)).
             chosen = dict(row)
             if value_ckpt is not None and row.get("value_ckpt", "") is None:
                 chosen["value_ckpt"] = value_ckpt.format(seed=s)
-            make = partial(model.make_policy, **chosen)
+            defaults = model.acting and model.acting()  # rather than as it was tested
+            make = partial(model.make_policy, defaults, **chosen)
             tests = range(seed, seed + num_episodes)
             with torch.no_grad():
                 of_seed = roll_out(make(), data, tests, num_envs=num_envs)[0].episodes

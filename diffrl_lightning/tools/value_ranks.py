@@ -61,9 +61,9 @@ def value_ranks(
     batch, episodes = held_out[rows], held_out.starts(rows)[1]
     states, returns = batch["observations"], batch["returns"]
     torch.manual_seed(noise_seed)
-    sampling = {"num_samples": num_samples, "num_inference_steps": num_inference_steps}
+    how = module.sampling(num_samples=num_samples, num_inference_steps=num_inference_steps)
     values = {
-        "V": module.values(states, **sampling)[0],
+        "V": module.values(states, how=how)[0],
         "regression of the return": _regression(source, regression_steps)(states),
         "reward of the step": batch["rewards"],
     }

@@ -214,8 +214,8 @@ def test_update_and_action_of_a_policy(benchmark, unit, role, kwargs):
         for group in module.param_groups():
             torch.nn.utils.clip_grad_norm_(group["params"], 9.0)
         optimizer.step()
-        for ema, net in module.ema_pairs():
-            ema.update(net, 5000)
+        for ema in module.averages():
+            ema.update(5000)
 
     updates = in_units(unit, update, 7)
     benchmark(update)

@@ -32,7 +32,8 @@ class Perfect(DiffusedValue):
         self.batch = batch
         return batch["observations"], batch["observations"][:, 0]
 
-    def sample_futures(self, states, *, num_samples):
+    def sample_futures(self, states, *, how):
+        num_samples = super().sample_futures(states, how=how).shape[1]
         found = (self.batch["observations"][None] == states[:, None]).all(-1).float().argmax(1)
         futures = self.batch["future_observations"][found]
         if not self.exact:

@@ -11,7 +11,14 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from modules.role_tester import quiet_trainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from diffrl_lightning import Diffuser, PlanFigure, Rollout, SequenceData, TrajectoryValue
+from diffrl_lightning import (
+    Diffuser,
+    PlanActing,
+    PlanFigure,
+    Rollout,
+    SequenceData,
+    TrajectoryValue,
+)
 from diffrl_lightning.callbacks import plan_figure
 from diffrl_lightning.callbacks.rollout import roll_out
 from diffrl_lightning.envs.evaluate import evaluate
@@ -124,7 +131,7 @@ def test_the_callback_draws_outside_mazes(roles, tmp_path, keep_episodes):
     rollout = Rollout(
         num_episodes=2,
         keep_episodes=keep_episodes,
-        policy_kwargs={"value_ckpt": value_ckpt, **POLICY},
+        acting=PlanActing(value_ckpt=value_ckpt, **POLICY),
     )
     trainer = pl.Trainer(
         accelerator="cpu",
@@ -143,8 +150,8 @@ def test_the_callback_draws_outside_mazes(roles, tmp_path, keep_episodes):
 def test_the_callback_still_draws_mazes(tmp_path):
     pytest.importorskip("gymnasium_robotics")
     data = SequenceData("pointmaze/umaze", horizon=8, padding="edge", generate_steps=6000)
-    module = Diffuser(4, 2, 2, **SIZE)
-    options = {"num_episodes": 2, "policy_kwargs": {"num_inference_steps": 2}}
+    module = Diffuser(4, 2, goal_dim=2, **SIZE)
+    options = {"num_episodes": 2, "acting": PlanActing(num_inference_steps=2)}
     trainer = quiet_trainer(tmp_path, max_steps=1, callbacks=[Rollout(**options), PlanFigure()])
     with (
         patch.object(plan_figure, "draw_plans", wraps=plan_figure.draw_plans) as draw_plans,

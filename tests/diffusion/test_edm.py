@@ -214,6 +214,18 @@ class TestHeun:
         with pytest.raises(InputError, match="must be odd"):
             heun_steps(number)
 
+    def test_temperature_scales_the_noise_that_comes_in(self):
+        """At 0 none does; above, a Gaussian of unit variance widens with it."""
+        x, edm = torch.zeros(2000, 1), EDM()
+
+        def spread(temperature):
+            generator = torch.Generator().manual_seed(0)
+            options = {"temperature": temperature, "generator": generator}
+            return heun_sample(edm, lambda x, t: 0 * x, x, num_steps=8, **options).std().item()
+
+        assert spread(0.0) == 0
+        assert spread(1.0) == pytest.approx(2 * spread(0.5), rel=1e-4)
+
     def test_clip_bounds_the_estimate(self):
         samples = heun_sample(
             EDM(), lambda x, t: 50 * torch.ones_like(x), torch.randn(4, 3), clip=1.0, s_churn=0.0

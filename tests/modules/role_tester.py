@@ -132,7 +132,7 @@ def check_role(
 
 def averages(module):
     """All weights of each of the averages."""
-    nets = [ema for ema, _ in module.ema_pairs()]
+    nets = module.averages()
     assert nets
     return [torch.cat([p.flatten() for p in net.parameters()]) for net in nets]
 

@@ -5,8 +5,6 @@ import torch
 
 from diffrl_lightning import BehaviourCloning, GaussianActing, InputError, TransitionData
 from modules.role_tester import (
-    check_role,
-    policy_is_deterministic_by_seed,
     transitions,
     units_do_not_matter,
 )
@@ -16,15 +14,6 @@ SMALL = {"hidden_dim": 16}
 
 def small(**kwargs):
     return BehaviourCloning(**({"observation_dim": 3, "action_dim": 1} | SMALL | kwargs))
-
-
-@pytest.mark.parametrize("distribution", ["deterministic", "gaussian"])
-def test_role(tmp_path, pendulum_file, distribution):
-    data = TransitionData(str(pendulum_file), batch_size=32)
-    module = small(distribution=distribution)
-    check_role(module, data, tmp_path, noisy=False)
-    if distribution == "gaussian":
-        policy_is_deterministic_by_seed(module, data, temperature=1.0)
 
 
 def batch_of(actions):

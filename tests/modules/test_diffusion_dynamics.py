@@ -4,10 +4,9 @@ import pytest
 import torch
 from scipy.stats import kstest
 
-from diffrl_lightning import ChunkData, DiffusionDynamics, InputError
+from diffrl_lightning import DiffusionDynamics, InputError
 from diffrl_lightning.diffusion import score_of
 from diffrl_lightning.nets import Normal
-from modules.role_tester import check_role
 
 SMALL = {"horizon": 8, "dim": 32, "depth": 1, "num_train_timesteps": 16, "ema_start": 0}
 
@@ -16,12 +15,6 @@ def small(**kwargs):
     return DiffusionDynamics(
         **({"observation_dim": 3, "action_dim": 1, "ema_update_every": 1} | SMALL | kwargs)
     )
-
-
-@pytest.mark.parametrize("backbone", ["mlp", "transformer"])
-def test_role(tmp_path, pendulum_file, backbone):
-    data = ChunkData(str(pendulum_file), horizon=8, batch_size=32)
-    check_role(small(backbone=backbone, dim=64), data, tmp_path, acts=False, lr=1e-3, steps=200)
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,6 @@ from torch.nn.functional import mse_loss
 from diffrl_lightning import DiffusionQL, InputError, QActing, TransitionData
 from diffrl_lightning.nets import frozen
 from modules.role_tester import (
-    check_role,
-    policy_is_deterministic_by_seed,
     quiet_trainer,
     ready,
     transitions,
@@ -27,16 +25,6 @@ def perturbed(*nets):
         for net in nets:
             for p in net.parameters():
                 p += 0.1 * torch.randn_like(p)
-
-
-@pytest.mark.parametrize("actor_loss", ["chain", "one_step"])
-def test_role(tmp_path, pendulum_file, actor_loss):
-    data = TransitionData(str(pendulum_file), batch_size=32)
-    module = small(actor_loss=actor_loss, normalizer="gaussian")
-    check_role(module, data, tmp_path, loss="bc_loss")
-    module.eval()
-    policy_is_deterministic_by_seed(module, data, num_candidates=1)
-    policy_is_deterministic_by_seed(module, data, average=True, num_candidates=2)
 
 
 @pytest.mark.parametrize("max_q_backup", [False, True])

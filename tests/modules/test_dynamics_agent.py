@@ -18,7 +18,7 @@ from diffrl_lightning import (
 )
 from diffrl_lightning.modules.dynamics_agent import generalized_advantages
 from diffrl_lightning.types import Imagined
-from modules.role_tester import check_role, quiet_trainer
+from modules.role_tester import quiet_trainer
 
 SMALL = {"horizon": 6, "dim": 32, "depth": 1, "num_train_timesteps": 8, "policy_dim": 16}
 OFTEN = {"ema_start": 0, "ema_update_every": 1, "policy_start": 0, "policy_every": 1}
@@ -26,11 +26,6 @@ OFTEN = {"ema_start": 0, "ema_update_every": 1, "policy_start": 0, "policy_every
 
 def small(**kwargs):
     return DynamicsAgent(**({"observation_dim": 3, "action_dim": 1} | SMALL | OFTEN | kwargs))
-
-
-def test_role(tmp_path, pendulum_file):
-    data = ChunkData(str(pendulum_file), horizon=6, batch_size=32)
-    check_role(small(lr=1e-3), data, tmp_path, noisy=False, loss="critic_loss", lr=1e-3, steps=150)
 
 
 def test_advantages_are_those_of_their_sum():

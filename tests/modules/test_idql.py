@@ -11,8 +11,6 @@ from torch.nn.utils import parameters_to_vector
 
 from diffrl_lightning import IDQL, IDQLActing, InputError, TransitionData
 from modules.role_tester import (
-    check_role,
-    policy_is_deterministic_by_seed,
     quiet_trainer,
     transitions,
     units_do_not_matter,
@@ -23,15 +21,6 @@ SMALL = {"hidden_dim": 16, "critic_hidden_dim": 16, "ema_decay": 0.9}
 
 def small(**kwargs):
     return IDQL(**({"observation_dim": 3, "action_dim": 1} | SMALL | kwargs))
-
-
-def test_role(tmp_path, pendulum_file):
-    data = TransitionData(str(pendulum_file), batch_size=32)
-    module = small(dropout=0.0, normalizer="gaussian")
-    check_role(module, data, tmp_path, loss="bc_loss")
-    module.eval()
-    policy_is_deterministic_by_seed(module, data, choice="expectile")
-    policy_is_deterministic_by_seed(module, data, num_candidates=1)
 
 
 @pytest.mark.parametrize("num_critics", [2, 5])

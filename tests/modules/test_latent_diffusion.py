@@ -8,7 +8,7 @@ import torch
 from diffrl_lightning import ChunkData, InputError, LatentDiffusion, Role, SkillPlanActing
 from diffrl_lightning.nets import Normal
 from diffrl_lightning.normalizers import TrajectoryNormalizer
-from modules.role_tester import check_role, quiet_trainer, saved, small_skills
+from modules.role_tester import quiet_trainer, saved, small_skills
 
 SMALL = {"horizon": 8, "latent_dim": 4, "hidden_dim": 16, "num_blocks": 1, "embed_dim": 16}
 
@@ -24,13 +24,6 @@ def skills_ckpt(tmp_path_factory, pendulum_file):
     """Skills as they begin."""
     torch.manual_seed(0)
     return saved(small_skills(pendulum_file), tmp_path_factory.mktemp("skills") / "skills.ckpt")
-
-
-@pytest.mark.parametrize("prediction_type", ["x0", "eps"])
-def test_role(tmp_path, pendulum_file, skills_ckpt, prediction_type):
-    module = small(skills_ckpt=skills_ckpt, prediction_type=prediction_type, hidden_dim=64)
-    data = ChunkData(str(pendulum_file), horizon=8, batch_size=32)
-    check_role(module, data, tmp_path, lr=1e-2, steps=200)
 
 
 def test_the_skills_travel_in_the_checkpoint_and_stay_as_they_are(

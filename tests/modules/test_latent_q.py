@@ -7,7 +7,7 @@ import torch
 
 from diffrl_lightning import ChunkData, InputError, LatentQ, SkillQActing
 from diffrl_lightning.normalizers import TrajectoryNormalizer
-from modules.role_tester import check_role, quiet_trainer, saved, small_prior, small_skills
+from modules.role_tester import quiet_trainer, saved, small_prior, small_skills
 
 SMALL = {"horizon": 8, "latent_dim": 4, "hidden_dim": 32, "num_candidates": 3}
 
@@ -22,12 +22,6 @@ def prior_ckpt(tmp_path_factory, pendulum_file):
     """A prior as it begins."""
     torch.manual_seed(0)
     return saved(small_prior(pendulum_file), tmp_path_factory.mktemp("prior") / "prior.ckpt")
-
-
-def test_role(tmp_path, pendulum_file, prior_ckpt):
-    module = small(prior_ckpt=prior_ckpt, discount=0.5)
-    data = ChunkData(str(pendulum_file), horizon=8, batch_size=32)
-    check_role(module, data, tmp_path)
 
 
 # Of five states in a row, three skills: (one to the left, two to the right, to the last at once).

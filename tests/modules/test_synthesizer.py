@@ -15,7 +15,7 @@ from diffrl_lightning import (
     TransitionData,
 )
 from diffrl_lightning.diffusion import EDM
-from modules.role_tester import check_role, ready, transitions
+from modules.role_tester import ready, transitions
 
 SMALL = {"hidden_dim": 32, "num_blocks": 1, "embed_dim": 16, "ema_start": 0, "ema_update_every": 1}
 WINDOWS = {"horizon": 8, "dim": 16, "dim_mults": (1, 2), "ema_start": 0, "ema_update_every": 1}
@@ -27,35 +27,6 @@ def small(**kwargs):
 
 def windows(**kwargs):
     return TrajectorySynthesizer(**({"observation_dim": 3, "action_dim": 1} | WINDOWS | kwargs))
-
-
-@pytest.mark.parametrize(
-    "kwargs",
-    [
-        {},
-        {"process": "ddpm", "bound_gap": 0.5},
-        {"conditions": ("return", "task"), "cond_drop_prob": 0.0},
-        {"terminals": "classified", "next_state": "change"},
-    ],
-    ids=["edm", "ddpm", "conditions", "classified-change"],
-)
-def test_role(tmp_path, pendulum_file, kwargs):
-    data = TransitionData(str(pendulum_file), batch_size=32)
-    check_role(small(**kwargs), data, tmp_path, acts=False)
-
-
-@pytest.mark.parametrize(
-    "kwargs",
-    [
-        {},
-        {"backbone": "dit", "process": "ddpm"},
-        {"conditions": ("return",), "cond_drop_prob": 0.0},
-    ],
-    ids=["edm", "dit-ddpm", "conditions"],
-)
-def test_role_of_trajectories(tmp_path, pendulum_file, kwargs):
-    data = SequenceData(str(pendulum_file), horizon=8, batch_size=32)
-    check_role(windows(**kwargs), data, tmp_path, acts=False)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ def test_ema_follows_decay_interval_and_start():
     values = []
     for step in range(1, 9):
         nn.init.constant_(net.weight, float(step))
-        ema.update(net, step)
+        ema.update(step)
         values.append(ema.net.weight.item())
     # copied at 2 and 4; then 0.9 * 4 + 0.1 * 6 = 4.2 and 0.9 * 4.2 + 0.1 * 8 = 4.58
     assert values == pytest.approx([0, 2, 2, 4, 4, 4.2, 4.2, 4.58])
@@ -37,9 +37,9 @@ def test_average_warms_up_by_a_power():
     seen = []
     for step, weight in enumerate([3.0, 5.0, 10.0, 2.0], 1):
         net.weight.data.fill_(weight)
-        ema.update(net, step)
+        ema.update(step)
         seen.append(ema.net.weight.item())
     assert seen == pytest.approx([3, 4, 6, 5])
     net.weight.data.fill_(15.0)
-    ema.update(net, 1000)
+    ema.update(1000)
     assert ema.net.weight.item() == pytest.approx(6)

@@ -121,3 +121,11 @@ def test_a_row_keeps_a_value_of_its_own(folder, pendulum_file):
 def test_rows_that_are_not_there(folder, pendulum_file):
     with pytest.raises(InputError, match="no file"):
         compare(str(folder / "none.yaml"), str(folder / "0.ckpt"), str(pendulum_file))
+
+
+def test_rows_that_are_no_way_to_act(folder, pendulum_file):
+    (folder / "wrong.yaml").write_text("wrong: {n_action_steps: 2}")
+    with pytest.raises(
+        InputError, match="'n_action_steps' is unknown: Diffuser acts by PlanActing"
+    ):
+        compare(str(folder / "wrong.yaml"), str(folder / "0.ckpt"), str(pendulum_file))

@@ -30,7 +30,7 @@ class Recorded(LatentSkills):
 
 
 def test_a_skill_that_is_its_actions_repeats_the_chunk(tmp_path, monkeypatch):
-    module = Recorded(4, 2, 2, horizon=6, hidden_dim=8, num_layers=1)
+    module = Recorded(4, 2, goal_dim=2, horizon=6, hidden_dim=8, num_layers=1)
     monkeypatch.setattr(Role, "load_from_checkpoint", lambda path: module)
     output = tmp_path / "errors"
     found = skill_error("pointmaze/umaze", "a.ckpt", num_chunks=40, **MAZE, output=str(output))
@@ -49,7 +49,7 @@ def test_what_it_can_not_measure_is_refused(tmp_path):
     other = saved(BehaviourCloning(4, 2, hidden_dim=8), tmp_path / "other.ckpt")
     with pytest.raises(InputError, match="holds a BehaviourCloning"):
         skill_error("pointmaze/umaze", other, **MAZE)
-    skills = LatentSkills(4, 2, 2, horizon=6, hidden_dim=8, num_layers=1)
+    skills = LatentSkills(4, 2, goal_dim=2, horizon=6, hidden_dim=8, num_layers=1)
     path = saved(skills, tmp_path / "skills.ckpt")
     with pytest.raises(InputError, match=r"must lie in \[1, 6\]"):
         skill_error("pointmaze/umaze", path, horizons=[7], **MAZE)

@@ -8,6 +8,7 @@ from conftest import write_d4rl
 from modules.role_tester import saved
 
 from diffrl_lightning import BehaviourCloning, DiffusedValue, InputError, Role
+from diffrl_lightning.modules.futures import FutureSampling
 from diffrl_lightning.tools.value_ranks import value_ranks
 
 SMALL = {"hidden_dim": 8, "num_blocks": 1, "embed_dim": 8, "num_train_timesteps": 4}
@@ -16,12 +17,12 @@ SMALL = {"hidden_dim": 8, "num_blocks": 1, "embed_dim": 8, "num_train_timesteps"
 class Reward:
     """The value of a state is its first entry."""
 
-    discount = 0.9
+    discount, sampling = 0.9, FutureSampling
 
     def sample_futures(self):
         raise NotImplementedError
 
-    def values(self, states, **sampling):
+    def values(self, states, *, how):
         self.seen = states
         return states[:, 0], None
 
