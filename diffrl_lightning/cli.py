@@ -40,7 +40,7 @@ examples:
 
 commands, each with --help; fit -c FILE --print_config prints every option:
 """
-_HEAVY_THREADS = ("controls", "generate")  # the other tools run on one thread
+_ALL_THREADS = ("controls", "generate")  # the other tools run on one thread
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -62,12 +62,9 @@ def main(args: Sequence[str] | None = None) -> None:
         with exit_on_bad_input(f"diffrl {command}"):
             _run_tool(command, rest)
     else:
-        near = get_close_matches(command, LIGHTNING | TOOLS, 1, cutoff=0.0)[0]
-        stop(
-            "diffrl",
-            f"{command!r} is no command, did you mean {near!r}? There are "
-            f"{', '.join(LIGHTNING | TOOLS)}.",
-        )
+        near = get_close_matches(command, LIGHTNING | TOOLS, 1)
+        hint = f", did you mean {near[0]!r}? There are" if near else ": use one of"
+        stop("diffrl", f"{command!r} is no command{hint} {', '.join(LIGHTNING | TOOLS)}.")
 
 
 def stop(name: str, sentence: str) -> None:
@@ -107,6 +104,6 @@ def _run_tool(command: str, args: list[str]) -> None:
 
     from diffrl_lightning.parsing import run_function
 
-    if command not in _HEAVY_THREADS:
+    if command not in _ALL_THREADS:
         torch.set_num_threads(1)
     run_function(tool, args, prog=f"diffrl {command}")

@@ -4,16 +4,16 @@ import ast
 import inspect
 import re
 from pathlib import Path
-from unittest.mock import patch
 
 import pytest
 import yaml
 from jsonargparse import ArgumentParser
 
 import diffrl_lightning
-from diffrl_lightning import cli
-from diffrl_lightning.cli import DiffRLCLI
+from diffrl_lightning import cli, lightning_cli
+from diffrl_lightning.lightning_cli import DiffRLCLI
 from diffrl_lightning.modules.checkpoints import roles
+from diffrl_lightning.tools.configs import shipped_configs
 
 PACKAGE = Path(diffrl_lightning.__file__).parent
 ROOT = PACKAGE.parent
@@ -33,8 +33,11 @@ ALLOWED = {
     "modules": MODULES,
     "callbacks": CALLBACKS,
     "tools": CALLBACKS | MODULES | {"modules", "callbacks"},
-    "cli": LEAF | {"tools", "modules", "data", "callbacks"},
-    "__init__": LEAF | {"modules", "data", "callbacks", "diffusion"},
+    "public": LEAF | {"modules", "data", "callbacks", "diffusion"},
+    "parsing": LEAF | {"public"},
+    "lightning_cli": LEAF | {"parsing", "tools", "modules", "callbacks"},
+    "cli": LEAF | {"parsing", "lightning_cli", "tools"},
+    "__init__": {"public"},
     "__main__": {"cli"},
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -136,70 +139,60 @@ def test_constructors_take_plain_values(cls):
         assert argument.name in ("self", "training") or not re.search(r"Any|Module|list|dict", text)
 
 
-CONFIGS = sorted(p for p in (ROOT / "configs").rglob("*.yaml") if p.parent.name != "compare")
+CONFIGS = {name for name in shipped_configs() if not name.startswith(("compare/", "overlays/"))}
+ACTING = {name: role for name, role in roles(diffrl_lightning.Role).items() if role.acting}
 
 
-def files_with(path):
-    """An overlay names no class: the experiment that it belongs to comes before it."""
-    if "class_path" in yaml.safe_load(path.read_text()).get("model", {}):
-        return [path]
-    if path.parent.name != "overlays":
-        for base in path.parent.glob("*.yaml"):
-            if path.stem.startswith(f"{base.stem}_"):
-                return [base, path]
-        base = "kitchen" if path.parent.name == "diffusion_policy" else "mujoco"
-        alone = path.parent / f"{base}_paper.yaml"
-        if path.stem.endswith("_paper") and path != alone:
-            base = alone.stem
-        return [path.parent / f"{base}.yaml", path]
-    bases = {"halfcheetah": "diffuser/mujoco.yaml"}
-    return [ROOT / "configs" / bases.get(path.stem, "quickstart.yaml"), path]
-
-
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: f"{p.parent.name}-{p.stem}")
-def test_shipped_configurations_parse(path):
-    pytest.importorskip("gymnasium_robotics")
-    args = ["fit", *(a for f in files_with(path) for a in ("-c", str(f)))]
-    config = parse(args)
-    assert config.fit.model.class_path
-    data = config.fit.data.init_args
-    assert data.get("dataset") or data.get("env_id")
-
-
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: f"{p.parent.name}-{p.stem}")
-def test_an_overlay_drops_no_keyword_of_the_policy(path):
-    """A later file's dictionary takes the place of an earlier one's as a whole."""
-    texts = [yaml.safe_load(file.read_text()) for file in files_with(path)]
-    given = [text.get("rollout", {}).get("policy_kwargs") for text in texts]
-    if None not in given:
-        assert given[0].keys() <= given[-1].keys()
-
-
-@pytest.mark.parametrize(
-    "role", ["Diffuser", "DecisionDiffuser", "DiffusionPolicy", "DiffusionQL", "IDQL", "LatentQ"]
-)
-def test_rows_of_comparisons_are_keywords_of_the_policy(role):
-    name = re.sub("(?<=[a-z])(?=[A-Z])", "_", role).lower()
-    role = getattr(diffrl_lightning, role)
-    keywords = set(inspect.signature(role.make_policy).parameters)
-    paths = list((ROOT / "configs" / "compare").glob(f"{name}*.yaml"))
-    assert paths
-    for path in paths:
-        for row, kwargs in yaml.safe_load(path.read_text()).items():
-            assert set(kwargs) <= keywords, row
-
-
-def parse(args):
+def parse(args, monkeypatch):
     """What the command line makes of its arguments, without building anything."""
 
     class ParsedError(Exception):
-        def __init__(self, config):
-            self.config = config
+        pass
 
     class ParseOnly(DiffRLCLI):
-        def before_instantiate_classes(self):
-            raise ParsedError(self.config)
+        def instantiate_classes(self):
+            raise ParsedError(self.config[self.config.subcommand])
 
-    with patch.object(cli, "DiffRLCLI", ParseOnly), pytest.raises(ParsedError) as parsed:
+    monkeypatch.setattr(lightning_cli, "DiffRLCLI", ParseOnly)
+    with pytest.raises(ParsedError) as parsed:
         cli.main(args)
-    return parsed.value.config
+    return parsed.value.args[0]
+
+
+@pytest.mark.parametrize("name", sorted(CONFIGS))
+def test_shipped_configurations_are_whole(name, monkeypatch):
+    """They parse alone, say what they are, and are called by their role and environment."""
+    config = parse(["fit", "-c", name], monkeypatch)
+    text = shipped_configs()[name].read_text().splitlines()
+    assert 1 <= sum(line.startswith("#") for line in text) <= 3
+    assert text[0].startswith("# ")
+    data = config.data.init_args
+    assert data.get("dataset") or data.get("env_id")
+    role = getattr(diffrl_lightning, config.model.class_path.rpartition(".")[2])
+    if config.rollout.acting is not None:
+        assert config.rollout.acting.class_path.endswith(f".{role.acting.__name__}")
+    if name != "quickstart":
+        folder, _, env = name.partition("/")
+        assert folder.replace("_", "") == role.__name__.lower()
+        assert config.name == f"{env.removesuffix('_paper')}_{folder}" + "_paper" * (
+            env.endswith("_paper")
+        )
+
+
+@pytest.mark.parametrize("name", ["overlays/gpu", "overlays/ddp", "overlays/debug"])
+def test_overlays_are_the_machine_alone(name, monkeypatch):
+    plain = parse(["fit", "-c", "quickstart"], monkeypatch)
+    laid_over = parse(["fit", "-c", "quickstart", "-c", name], monkeypatch)
+    assert laid_over.trainer != plain.trainer
+    assert laid_over.model == plain.model
+    assert laid_over.rollout.acting == plain.rollout.acting
+
+
+@pytest.mark.parametrize("name", sorted(n for n in shipped_configs() if n.startswith("compare/")))
+def test_rows_of_comparisons_are_ways_to_act(name):
+    """Of the role that the file is called by."""
+    file = name.removeprefix("compare/").replace("_", "")
+    kinds = [role.acting for role in ACTING.values() if file.startswith(role.__name__.lower())]
+    assert len(kinds) == 1 or file == "plain"
+    for row, choices in yaml.safe_load(shipped_configs()[name].read_text()).items():
+        assert not choices or kinds[0](**choices), row

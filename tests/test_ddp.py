@@ -60,9 +60,9 @@ def test_two_processes(role, two_processes, tmp_path, monkeypatch, pendulum_file
     options = ["--rollout.num_episodes=5", "--data.env_kwargs.max_episode_steps=60"]
     if role == "diffuser":
         options += [
-            f"--rollout.policy_kwargs.value_ckpt={value_checkpoint(tmp_path, pendulum_file)}",
-            "--rollout.policy_kwargs.num_candidates=3",
-            "--rollout.policy_kwargs.value_guidance_scale=10",
+            f"--rollout.acting.value_ckpt={value_checkpoint(tmp_path, pendulum_file)}",
+            "--rollout.acting.num_candidates=3",
+            "--rollout.acting.value_guidance_scale=10",
         ]
     fit = (
         f"--test_after_fit={acts}",

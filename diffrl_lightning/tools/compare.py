@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from diffrl_lightning.callbacks.rollout import roll_out
 from diffrl_lightning.data import SequenceData
 from diffrl_lightning.figures.charts import draw_trade_offs
 from diffrl_lightning.tools import report
+from diffrl_lightning.tools.configs import find_config
 from diffrl_lightning.tools.sources import load_role, open_dataset
 from diffrl_lightning.types import EnvSource, Episode, InputError, Policy
 
@@ -43,7 +43,8 @@ def compare(
     prints a table in Markdown.
 
     Args:
-        rows: a YAML file of names, each with the fields of the role's ``acting`` that it sets.
+        rows: a YAML file, or a shipped one (``compare/idql``), of names, each with the fields of the
+            role's ``acting`` that it sets.
         ckpt_path: the checkpoint; ``{seed}`` in it stands for each training seed.
         dataset: what it was trained on, for its environment.
         value_ckpt: given to the rows that leave ``value_ckpt`` empty; ``{seed}`` as above.
@@ -122,11 +123,7 @@ def decision_ms(policy: Policy, source: EnvSource, num_envs: int) -> float:
 
 
 def _read_rows(path: str, only: list[str] | None) -> dict[str, dict[str, Any]]:
-    if not Path(path).is_file():
-        raise InputError(
-            f"There is no file {path!r} of rows: give a YAML file of names and fields."
-        )
-    rows = yaml.safe_load(Path(path).read_text())
+    rows = yaml.safe_load(find_config(path).read_text())
     unknown = set(only or []) - set(rows)
     if unknown:
         raise InputError(
