@@ -70,11 +70,7 @@ class Rollout(pl.Callback):
             pl_module.make_policy(self.acting)  # type: ignore[operator]
 
     def check(self, pl_module: Any, source: EnvSource | None) -> None:
-        """Refuse what could not be rolled out.
-
-        Raises:
-            InputError: naming what is missing or can not be.
-        """
+        """Refuse what could not be rolled out."""
         if source is None:
             raise InputError("Rollout takes its environments from a datamodule: pass one.")
         source.make_env().close()

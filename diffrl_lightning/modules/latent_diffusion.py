@@ -123,11 +123,7 @@ class LatentDiffusion(DiffusionModule):
         self._encoded: Tensor | None = None  # (N, D) of all training chunks
 
     def setup(self, stage: str) -> None:
-        """Refuse goals that are not about the state.
-
-        Raises:
-            InputError: naming what would do.
-        """
+        """Refuse goals that are not about the state."""
         super().setup(stage)
         if self.goal_dim:
             self.trainer.datamodule.check_goal_leads_state()  # type: ignore[attr-defined]

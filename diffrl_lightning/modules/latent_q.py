@@ -121,11 +121,7 @@ class LatentQ(Role):
         """Those of the prior and its skills are all there are."""
 
     def setup(self, stage: str) -> None:
-        """Refuse data without goals where the environment has some.
-
-        Raises:
-            InputError: naming what would do.
-        """
+        """Refuse data without goals where the environment has some."""
         super().setup(stage)
         data: TrainingData = self.trainer.datamodule  # type: ignore[attr-defined]
         if self.goal_dim and stage == "fit" and not data.num_goals:

@@ -9,7 +9,6 @@ from diffrl_lightning.nets.backbones import (
 from diffrl_lightning.nets.conditional import ConditionalDenoiser, ConditionalMLP
 from diffrl_lightning.nets.critics import EnsembleMLP, TwinQ, frozen
 from diffrl_lightning.nets.ema import EMA
-from diffrl_lightning.nets.embeddings import SinusoidalEmbedding
 from diffrl_lightning.nets.mlp import (
     DenoisingMLP,
     InverseDynamics,
