@@ -37,9 +37,8 @@ class EDM(nn.Module):
 
     def __init__(self, *, sigma_data: float | Sequence[float] = 1.0) -> None:
         super().__init__()
-        spread = torch.tensor(sigma_data, dtype=torch.float32)
-        above(0, sigma_data=spread.min().item())
-        self.register_buffer("sigma_data", spread)
+        above(0, sigma_data=min(sigma_data) if isinstance(sigma_data, Sequence) else sigma_data)
+        self.register_buffer("sigma_data", torch.tensor(sigma_data, dtype=torch.float32))
 
     def coefficients(self, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """c_skip, c_out, c_in and c_noise, for levels that broadcast with ``sigma_data`` (table 1)."""
