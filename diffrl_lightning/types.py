@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import (
@@ -105,6 +106,8 @@ class Acting:
         hints = get_type_hints(type(self))
         for entry in fields(self):
             value, hint = getattr(self, entry.name), hints[entry.name]
+            if isinstance(value, float) and math.isnan(value):
+                raise InputError(f"{entry.name}=nan must be a number.")
             for kind in (hint, *get_args(hint)):  # a Literal, or one among alternatives
                 if get_origin(kind) is Literal:
                     one_of(get_args(kind), **{entry.name: value})

@@ -22,9 +22,6 @@ class Collect(pl.Callback):
     Args:
         steps_per_update: environment steps for each optimiser step.
         acting: how it explores; default with the noise that its policy has, ``temperature`` 1.
-
-    Raises:
-        InputError: if that is not positive.
     """
 
     def __init__(self, steps_per_update: float = 1.0, acting: Acting | None = None) -> None:

@@ -32,9 +32,6 @@ class MazeMap(ValidationPicture):
         squares: along a cell's side.
         num_starts: cells whose futures are drawn.
         num_futures: held-out steps, of which those in the cells are used.
-
-    Raises:
-        InputError: if an argument is out of range.
     """
 
     picture = "maze"

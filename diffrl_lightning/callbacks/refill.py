@@ -20,7 +20,7 @@ class Refill(pl.Callback):
     In one process.
 
     Args:
-        synthesizer: a synthesizer of transitions; its role and hyper-parameters are taken.
+        synthesizer: of transitions, without conditions; its role and hyper-parameters are taken.
         every_n_steps: of the agent, from one refit to the next.
         num_updates: of a refit.
         batch_size: of a refit.
@@ -29,9 +29,6 @@ class Refill(pl.Callback):
         gradient_clip_val: bound of the gradient's norm in a refit.
         sampling: how to sample, a ``SynthesisSampling``.
         seed: of weights, batches and noise.
-
-    Raises:
-        InputError: if an argument is out of range, or the synthesizer wants what a replay has not.
     """
 
     def __init__(
@@ -59,9 +56,8 @@ class Refill(pl.Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Refuse what can not be refilled."""
-        if stage == "fit" and (
-            trainer.world_size > 1 or not isinstance(_data(trainer), ReplayData)
-        ):
+        data = getattr(trainer, "datamodule", None)
+        if stage == "fit" and (trainer.world_size > 1 or not isinstance(data, ReplayData)):
             raise InputError("Refill needs ReplayData and a single process: set devices to 1.")
 
     def on_train_batch_end(  # noqa: D102
@@ -69,7 +65,7 @@ class Refill(pl.Callback):
     ) -> None:
         number, rest = divmod(trainer.global_step, self.every_n_steps)
         if number and not rest:
-            self.refill(_data(trainer), number, pl_module.device)
+            self.refill(trainer.datamodule, number, pl_module.device)  # type: ignore[attr-defined]
 
     def refill(self, data: ReplayData, number: int, device: torch.device) -> None:
         """Refit for the ``number``-th time, and replace the synthetic transitions."""
@@ -83,7 +79,7 @@ class Refill(pl.Callback):
             batch_size=self.batch_size,
             seed=int(seeds[0]),
         )
-        real.real = data.real
+        real.buffer = data.buffer
         trainer = pl.Trainer(
             accelerator="cpu" if device.type == "cpu" else "gpu",
             devices=1 if device.index is None else [device.index],
@@ -103,7 +99,3 @@ class Refill(pl.Callback):
         for first in range(0, self.num_samples, self.chunk_size):
             n = min(self.chunk_size, self.num_samples - first)
             data.synthetic.add(synthesizer.sample(n, self.sampling, generator=generator))
-
-
-def _data(trainer: pl.Trainer) -> Any:
-    return getattr(trainer, "datamodule", None)

@@ -42,9 +42,6 @@ class Rollout(pl.Callback):
             as its checkpoint was tested, or as the class has it.
         results_path: where a test writes its figures; default ``results.json`` in the run's folder.
         keep_episodes: of how many episodes the path is kept for pictures.
-
-    Raises:
-        InputError: if a number is out of range.
     """
 
     def __init__(
@@ -73,11 +70,7 @@ class Rollout(pl.Callback):
             pl_module.make_policy(self.acting)  # type: ignore[operator]
 
     def check(self, pl_module: Any, source: EnvSource | None) -> None:
-        """Refuse what could not be rolled out.
-
-        Raises:
-            InputError: naming what is missing or can not be.
-        """
+        """Refuse what could not be rolled out."""
         if source is None:
             raise InputError("Rollout takes its environments from a datamodule: pass one.")
         source.make_env().close()
@@ -197,9 +190,7 @@ def roll_out(
     if evaluation.num_decisions:
         seconds = torch.tensor([evaluation.decision_seconds], dtype=torch.float64)
         metrics.update("decision_seconds", seconds, repeats=evaluation.num_decisions)
-    env = source.make_env()
-    maze = Maze.of(env)
-    env.close()
+    maze = Maze.of_source(source)
     if maze is not None:
         for plans in (e.plans for e in episodes if e.plans):
             metrics.update("plan", torch.as_tensor(~maze.crosses_wall(plans)))

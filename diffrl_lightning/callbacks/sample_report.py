@@ -24,9 +24,6 @@ class SampleReport(ValidationPicture):
     Args:
         num_samples: samples of a validation.
         sampling: how samples are drawn, a ``SynthesisSampling``; default as the class has it.
-
-    Raises:
-        InputError: if there are to be fewer than 2 samples.
     """
 
     picture = "samples"

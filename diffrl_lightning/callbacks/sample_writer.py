@@ -39,9 +39,6 @@ class SampleWriter(pl.Callback):
         shard_size: samples of a shard, which are drawn as one batch.
         seed: of the noise.
         sampling: how to sample, a ``SynthesisSampling``.
-
-    Raises:
-        InputError: if a number is out of range.
     """
 
     def __init__(

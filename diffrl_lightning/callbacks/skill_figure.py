@@ -32,9 +32,6 @@ class SkillFigure(ValidationPicture):
         num_points: held-out chunks.
         num_starts: cells in which skills begin.
         num_skills: skills that are decoded in each.
-
-    Raises:
-        InputError: if an argument is out of range.
     """
 
     picture = "skills"

@@ -19,9 +19,6 @@ class ReplayBuffer:
         observation_dim: O.
         action_dim: A.
         num_envs: N.
-
-    Raises:
-        InputError: if there is no room for a step of each.
     """
 
     def __init__(
@@ -123,11 +120,7 @@ class ReplayBuffer:
         return {"added": self.added, "rows": self.rows} | held
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Hold what another buffer of the same size held.
-
-        Raises:
-            InputError: if it had another size.
-        """
+        """Hold what another buffer of the same size held."""
         theirs, ours = (state["rows"], state["rewards"].shape[1]), (self.rows, self.num_envs)
         if theirs != ours:
             raise InputError(

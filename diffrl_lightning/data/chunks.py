@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,11 +10,10 @@ import torch
 from torch import Tensor
 
 from diffrl_lightning.data.base import OfflineData
-from diffrl_lightning.data.episodes import Episodes
-from diffrl_lightning.data.futures import check_discount, truncated_geometric
-from diffrl_lightning.data.transitions import RewardKind, reward_map
+from diffrl_lightning.data.episodes import Episodes, RewardKind
+from diffrl_lightning.data.futures import truncated_geometric
 from diffrl_lightning.data.windows import Windows
-from diffrl_lightning.types import ChunkBatch, at_least
+from diffrl_lightning.types import ChunkBatch, at_least, between
 
 
 class Chunks(Windows):
@@ -23,18 +21,8 @@ class Chunks(Windows):
 
     A chunk begins at every step; one that reaches its episode's end has fewer steps, with the last one
     repeated behind them. Steps whose next observation was not recorded are left out, unless the
-    episode really ended there. The keywords that are not explained here are those of
-    :class:`ChunkData`.
-
-    Args:
-        episodes: the data.
-        which: indices of the episodes to draw from; default all.
-        reward_scale: rewards are multiplied by this ...
-        reward_shift: ... and then this is added.
-        repeats: ``start_steps`` and ``start_repeats``.
-
-    Raises:
-        InputError: if an argument is out of range.
+    episode really ended there. The keywords are those of :class:`ChunkData` and of
+    :class:`StepDataset`.
     """
 
     def __init__(
@@ -43,14 +31,12 @@ class Chunks(Windows):
         which: np.ndarray | None = None,
         *,
         horizon: int,
-        reward_scale: float = 1.0,
-        reward_shift: float = 0.0,
         discount: float = 0.99,
         num_goals: int = 0,
-        **repeats: Any,
+        **shared: Any,
     ) -> None:
         at_least(0, num_goals=num_goals)
-        check_discount(discount)
+        between(0, 1, discount=discount)
         super().__init__(
             episodes,
             which,
@@ -58,24 +44,18 @@ class Chunks(Windows):
             padding="edge",
             discount=discount,
             unobserved_ends=False,
-            **repeats,
+            **shared,
         )
-        self.reward_scale, self.reward_shift = reward_scale, reward_shift
         self.log_discount, self.num_goals = math.log(discount), num_goals
         self.phase = torch.rand(self.num_starts, generator=torch.Generator().manual_seed(0))
 
-    @property
-    def num_chunks(self) -> int:
-        """N: an index counts chunks, and goes round them once for each goal."""
-        return self.num_starts
-
     def __len__(self) -> int:
-        return max(1, self.num_goals) * self.num_chunks
+        return max(1, self.num_goals) * self.num_starts
 
     def __getitem__(self, index: int | Tensor) -> ChunkBatch:
         """Chunks of these indices, (B, ...)."""
         index = torch.as_tensor(index)
-        number, chunk = index // self.num_chunks, index % self.num_chunks
+        number, chunk = index // self.num_starts, index % self.num_starts
         batch = super().__getitem__(chunk)
         start, episode = self.starts(chunk)
         count = batch["mask"].sum(-1)
@@ -85,9 +65,8 @@ class Chunks(Windows):
             quantiles = (self.phase[chunk] + number / self.num_goals) % 1
             following = (self.ends[episode] - start).float()
             goal = start + truncated_geometric(quantiles, following, self.log_discount).long()
-        rewards = batch["rewards"] * self.reward_scale + self.reward_shift * batch["mask"]
         return ChunkBatch(
-            **batch | {"rewards": rewards},
+            **batch,
             next_observations=self.observations[last + episode + 1],
             terminations=self.terminations[last].float(),
             steps=count.float(),
@@ -102,17 +81,14 @@ class ChunkData(OfflineData):
     Args:
         horizon: H, steps of a chunk; the model takes its horizon from here.
         rewards: how rewards are preprocessed, as in :class:`TransitionData`.
-        discount: of the return to go and of the goals' distance.
         num_goals: goals in hindsight that a chunk comes with, one after the other: states k steps
             after its first one, k geometric with success 1 - discount and truncated where the episode
             ends, one in each of as many equal parts of that distribution. 0: its end, always.
-        start_steps: chunks that begin within so many steps of an episode's start come
-            ``start_repeats`` times in an epoch: rollouts begin there, where data are scarce.
-        start_repeats: how often they come.
         shared: keywords of :class:`OfflineData`.
     """
 
     batch_type = ChunkBatch
+    dataset_type = Chunks
 
     def __init__(
         self,
@@ -120,26 +96,9 @@ class ChunkData(OfflineData):
         *,
         horizon: int = 10,
         rewards: RewardKind = "raw",
-        discount: float = 0.99,
         num_goals: int = 0,
-        start_steps: int = 0,
-        start_repeats: int = 1,
-        batch_size: int = 256,
         **shared: Any,
     ) -> None:
-        super().__init__(dataset, batch_size=batch_size, **shared)
-        self.horizon, self.rewards, self.discount = horizon, rewards, discount
-        self.num_goals = num_goals
-        self.make_chunks = partial(
-            Chunks,
-            horizon=horizon,
-            discount=discount,
-            num_goals=num_goals,
-            start_steps=start_steps,
-            start_repeats=start_repeats,
-        )
-
-    def make_dataset(self, episodes: Episodes, which: np.ndarray) -> Chunks:
-        """Chunks of these episodes; their rewards follow the training episodes'."""
-        scale, shift = reward_map(self.rewards, episodes, self.train_indices)
-        return self.make_chunks(episodes, which, reward_scale=scale, reward_shift=shift)
+        super().__init__(dataset, **shared)
+        self.rewards = rewards
+        self.keep(horizon=horizon, num_goals=num_goals)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ from torch import Tensor
 from diffrl_lightning.data.base import OfflineData
 from diffrl_lightning.data.episodes import Episodes
 from diffrl_lightning.data.transitions import Transitions
-from diffrl_lightning.types import FutureBatch, InputError, at_least
+from diffrl_lightning.types import FutureBatch, at_least, between
 
 _GOLDEN = (math.sqrt(5) - 1) / 2  # multiples of it fill the unit interval evenly
 
@@ -25,14 +24,7 @@ class Futures(Transitions):
     episode ends: what lies beyond, with probability ``discount ** K``, is left to the model. Of an
     episode that was cut off by a time-out the last state is a future one too, if it was recorded;
     of one that really ended it is not, as no reward follows it. The keywords are those of
-    :class:`FutureData`.
-
-    Args:
-        episodes: the data.
-        which: indices of the episodes to draw from; default all.
-
-    Raises:
-        InputError: if an argument is out of range.
+    :class:`FutureData` and of :class:`StepDataset`.
     """
 
     def __init__(
@@ -43,12 +35,13 @@ class Futures(Transitions):
         discount: float = 0.99,
         num_draws: int = 16,
         context_size: int = 0,
+        **shared: Any,
     ) -> None:
-        check_discount(discount)
+        between(0, 1, discount=discount)
         at_least(1, num_draws=num_draws)
         at_least(0, context_size=context_size)
         which = np.arange(len(episodes)) if which is None else np.sort(which)  # by origin
-        super().__init__(episodes, which, discount=discount)
+        super().__init__(episodes, which, discount=discount, **shared)
         self.returns = torch.from_numpy(episodes.returns_to_go(discount, continue_timeouts=True))
         self.num_draws, self.log_discount = num_draws, math.log(discount)
         ended = episodes.terminations[episodes.offsets[1:] - 1]
@@ -57,7 +50,8 @@ class Futures(Transitions):
         last = episodes.offsets[1:] - 1 - (ended | ~episodes.final_observed)
         self.last = torch.from_numpy(last)
         self.phase = torch.rand(self.num_starts, generator=torch.Generator().manual_seed(0))
-        _, episode = self.starts(torch.arange(self.num_starts))
+        once = int(episodes.lengths_observed[which].sum())  # starts that are repeated come behind
+        _, episode = self.starts(torch.arange(once))
         counts = self.origins[episode].bincount()
         self.origin_ends = counts.cumsum(0)
         self.origin_begins = self.origin_ends - counts
@@ -101,51 +95,32 @@ def truncated_geometric(quantiles: Tensor, most: Tensor, log_discount: float) ->
     return (torch.log1p(-quantiles * inside) / log_discount).ceil().minimum(most).clamp(min=1)
 
 
-def check_discount(discount: float) -> None:
-    """Refuse a discount that a geometric distribution can not have.
-
-    Raises:
-        InputError: if it is out of range.
-    """
-    if not 0 < discount < 1:
-        raise InputError(f"{discount=} must lie in (0, 1): futures are drawn by it.")
-
-
 class FutureData(OfflineData):
     """Single transitions, each with a state from its discounted future, for diffused values.
 
     Of a list of datasets each is taken as that of one policy.
 
     Args:
-        discount: the future is k steps away with probability (1 - discount) discount^(k - 1); the
-            model's own.
-        num_draws: futures of each transition, one in each of as many equal parts of that distribution.
+        num_draws: futures of each transition: k steps away with probability
+            (1 - discount) discount^(k - 1), one in each of as many equal parts of that distribution.
         context_size: M, steps of the same dataset of the list that come with each transition, for
             models that know a policy by what it does.
         shared: keywords of :class:`OfflineData`.
     """
 
     batch_type = FutureBatch
+    dataset_type = Futures
 
     def __init__(
         self,
         dataset: str | list[str],
         *,
-        discount: float = 0.99,
         num_draws: int = 16,
         context_size: int = 0,
-        batch_size: int = 256,
         **shared: Any,
     ) -> None:
-        check_discount(discount)
+        super().__init__(dataset, **shared)
+        between(0, 1, discount=self.discount)
         at_least(1, num_draws=num_draws)
         at_least(0, context_size=context_size)
-        super().__init__(dataset, batch_size=batch_size, **shared)
-        self.discount, self.context_size = discount, context_size
-        self.make_futures = partial(
-            Futures, discount=discount, num_draws=num_draws, context_size=context_size
-        )
-
-    def make_dataset(self, episodes: Episodes, which: np.ndarray) -> Futures:
-        """Transitions of these episodes with their futures."""
-        return self.make_futures(episodes, which)
+        self.keep(num_draws=num_draws, context_size=context_size)

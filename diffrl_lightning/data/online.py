@@ -10,10 +10,10 @@ import gymnasium as gym
 import lightning.pytorch as pl
 import numpy as np
 import torch
-from gymnasium.vector import VectorEnv
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from diffrl_lightning.data.base import MakesEnvs
 from diffrl_lightning.data.buffer import ReplayBuffer
 from diffrl_lightning.data.sampler import BatchStream, ResumableLoader, batches_drawn
 from diffrl_lightning.data.sources.base import SourceOptions
@@ -38,9 +38,6 @@ class GrowingData(pl.LightningDataModule, TrainingData, ABC):
         batches_per_epoch: after so many an epoch ends.
         pin_memory: copy batches to page-locked memory, for CUDA.
         seed: of the batches, and of what is done to fill the buffer.
-
-    Raises:
-        InputError: if an argument is out of range.
     """
 
     buffer: ReplayBuffer  # of the environment's steps
@@ -86,7 +83,7 @@ class GrowingData(pl.LightningDataModule, TrainingData, ABC):
         return self.buffer
 
 
-class OnlineData(GrowingData):
+class OnlineData(MakesEnvs, GrowingData):
     """Chunks of what an agent has done in its environment, which grows while it learns.
 
     ``setup`` takes the first steps, with random actions; the callback ``Collect`` the others, by the
@@ -101,9 +98,6 @@ class OnlineData(GrowingData):
         prefill_steps: steps with random actions before learning begins.
         ref_scores: random and expert return for the normalised score.
         shared: keywords of :class:`GrowingData`.
-
-    Raises:
-        InputError: if an argument is out of range, or the environment has a goal.
     """
 
     batch_type = ChunkBatch
@@ -126,17 +120,13 @@ class OnlineData(GrowingData):
         at_least(1, prefill_steps=prefill_steps)
         self.env_config = EnvConfig(env_id, env_kwargs or {})
         env = self.make_env()
-        self.observation_dim, goal_dim = SourceOptions().dims(env.observation_space)
+        self.observation_dim, _ = SourceOptions().dims(env.observation_space)
         space = env.action_space
         env.close()
         flat = isinstance(space, gym.spaces.Box) and len(space.shape) == 1
         if not flat or not np.isfinite([space.low, space.high]).all():  # type: ignore[attr-defined]
             raise InputError(f"{env_id!r} needs actions that are bounded vectors, not {space}.")
         self.action_dim = int(space.shape[0])  # type: ignore[index]
-        if goal_dim:
-            raise InputError(
-                f"{env_id!r} has a goal, which is not pursued online: use another one."
-            )
         self.env_id, self.datasets, self.ref_scores = env_id, [env_id], ref_scores
         self.horizon, self.num_envs, self.prefill_steps = horizon, num_envs, prefill_steps
         self.buffer = ReplayBuffer(capacity, self.observation_dim, self.action_dim, num_envs)
@@ -147,7 +137,7 @@ class OnlineData(GrowingData):
         if stage != "fit" or self._collector is not None:
             return
         self._collector = Collector(self.make_vector_env(self.num_envs), self.seed)  # type: ignore[arg-type]
-        space = self.action_space()
+        space: Any = self.action_space()
         rng = np.random.default_rng([self.seed, 1])
         shape = (self.num_envs, self.action_dim)
 
@@ -164,20 +154,6 @@ class OnlineData(GrowingData):
         self.buffer.add(steps)
         return finished
 
-    def make_env(self, render_mode: str | None = None) -> gym.Env:
-        """One environment with flat observations."""
-        return self.env_config.make(render_mode)
-
-    def make_vector_env(self, num_envs: int, asynchronous: bool = False) -> VectorEnv:
-        """Several environments, which are not reset automatically."""
-        return self.env_config.make_vector(num_envs, asynchronous)
-
-    def action_space(self) -> gym.spaces.Box:
-        """The environment's bounds of actions."""
-        env = self.make_env()
-        env.close()
-        return env.action_space  # type: ignore[return-value]
-
     def batch(self, k: int) -> ChunkBatch:
         """Chunks that begin at any of the steps."""
         rng = np.random.default_rng([self.seed, 2, k])
@@ -185,15 +161,9 @@ class OnlineData(GrowingData):
         return self.buffer.chunks(torch.from_numpy(index), self.horizon)
 
     def train_dataloader(self) -> DataLoader:
-        """Batches of what there is when each is drawn.
-
-        Raises:
-            InputError: if there are several processes, or nobody acts.
-        """
+        """Batches of what there is when each is drawn, in one process where an agent acts."""
         assert self.trainer is not None
         callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
-        if self.trainer.world_size > 1:
-            raise InputError("OnlineData lives in a single process: set devices to 1.")
         if not any(type(c).__name__ == "Collect" for c in callbacks):
             raise InputError("Nobody acts in the environment: add the callback Collect.")
         return super().train_dataloader()
@@ -201,10 +171,6 @@ class OnlineData(GrowingData):
     def val_dataloader(self) -> DataLoader:
         """One batch of what there is: validation is a rollout."""
         return DataLoader(BatchStream(self.batch, 1, lambda: 0), batch_size=None)
-
-    def test_dataloader(self) -> DataLoader:
-        """A single token: tests are rollouts."""
-        return DataLoader([0])  # type: ignore[arg-type]
 
     def state_dict(self) -> dict[str, Any]:
         """What there is, and where the environments are."""
@@ -223,7 +189,7 @@ class OnlineData(GrowingData):
 class ReplayData(GrowingData):
     """Transitions of an environment, and synthetic ones beside them.
 
-    Whoever steps the environment calls ``real.add``, first before training begins, for the statistics;
+    Whoever steps the environment calls ``buffer.add``, first before training, for the statistics;
     :class:`~diffrl_lightning.callbacks.Refill` fills ``synthetic``. Both travel in checkpoints, which
     replace what is there.
 
@@ -234,9 +200,6 @@ class ReplayData(GrowingData):
         synthetic_capacity: of the synthetic ones.
         synthetic_share: of a batch, as soon as there are so many of them; the rest is real.
         shared: keywords of :class:`GrowingData`.
-
-    Raises:
-        InputError: if an argument is out of range.
     """
 
     batch_type = TransitionBatch
@@ -254,35 +217,26 @@ class ReplayData(GrowingData):
         super().__init__(**shared)
         within(0, 1, synthetic_share=synthetic_share)
         self.observation_dim, self.action_dim, self.datasets = observation_dim, action_dim, []
-        self.real = ReplayBuffer(capacity, observation_dim, action_dim)
+        self.buffer = ReplayBuffer(capacity, observation_dim, action_dim)
         self.synthetic = ReplayBuffer(synthetic_capacity, observation_dim, action_dim)
         self.num_synthetic = round(synthetic_share * self.batch_size)
 
-    @property
-    def buffer(self) -> ReplayBuffer:
-        """The real transitions."""
-        return self.real
-
     def batch(self, k: int) -> TransitionBatch:
-        """Real transitions, then synthetic ones; all real until there are enough of those.
-
-        Raises:
-            InputError: if there are no real transitions yet.
-        """
+        """Real transitions, then synthetic ones; all real until there are enough of those."""
         self._begun()
         rng = np.random.default_rng([self.seed, k])
         n = self.num_synthetic if len(self.synthetic) >= self.num_synthetic else 0
         parts = [
             buffer.transitions(torch.from_numpy(rng.integers(len(buffer), size=size)))
-            for buffer, size in ((self.real, self.batch_size - n), (self.synthetic, n))
+            for buffer, size in ((self.buffer, self.batch_size - n), (self.synthetic, n))
         ]
         return TransitionBatch(**{k: torch.cat([p[k] for p in parts]) for k in parts[0]})  # type: ignore[literal-required, typeddict-item]
 
     def state_dict(self) -> dict[str, Any]:
         """Both buffers."""
-        return {"real": self.real.state_dict(), "synthetic": self.synthetic.state_dict()}
+        return {"real": self.buffer.state_dict(), "synthetic": self.synthetic.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Both buffers as they were."""
-        self.real.load_state_dict(state_dict["real"])
+        self.buffer.load_state_dict(state_dict["real"])
         self.synthetic.load_state_dict(state_dict["synthetic"])

@@ -123,7 +123,7 @@ class StepDataset(Dataset):
     """Items that begin at steps of episodes, indexed a whole batch at a time.
 
     An index may be an integer or a tensor of indices (B,); ``__getitems__`` makes a batch of a list.
-    The data are shared, not copied.
+    The states and actions are shared, not copied.
 
     Args:
         episodes: the data.
@@ -133,9 +133,8 @@ class StepDataset(Dataset):
         returns: return to go from each step (N,).
         start_steps: items that begin within so many steps of an episode's start ...
         start_repeats: ... come so many times.
-
-    Raises:
-        InputError: if an argument is out of range.
+        reward_map: rewards are multiplied by the first, then the second is added; returns to go are
+            of rewards as they were.
     """
 
     def __init__(
@@ -148,6 +147,7 @@ class StepDataset(Dataset):
         returns: np.ndarray,
         start_steps: int = 0,
         start_repeats: int = 1,
+        reward_map: tuple[float, float] = (1.0, 0.0),
     ) -> None:
         at_least(0, start_steps=start_steps)
         at_least(1, start_repeats=start_repeats)
@@ -162,7 +162,8 @@ class StepDataset(Dataset):
         self.ends = torch.from_numpy(episodes.offsets[:-1] + lengths)  # row behind the last step
         self.observations = torch.from_numpy(episodes.observations)
         self.actions = torch.from_numpy(episodes.actions)
-        self.rewards = torch.from_numpy(episodes.rewards)
+        scale, shift = reward_map
+        self.rewards = torch.from_numpy(episodes.rewards) * scale + shift
         self.terminations = torch.from_numpy(episodes.terminations)
         self.returns = torch.from_numpy(returns)
         self.origins = torch.from_numpy(episodes.origins)

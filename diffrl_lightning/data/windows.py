@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -21,17 +19,12 @@ Padding = Literal["none", "edge", "zero"]
 class Windows(StepDataset):
     """Windows of episodes, as a :class:`SequenceBatch`.
 
-    The keywords that are not explained here are those of :class:`SequenceData`.
-
-    Args:
-        episodes: the data.
-        which: indices of the episodes to draw from; default all.
-        unobserved_ends: whether last steps count whose next observation was not recorded, where the
-            episode did not really end.
-        repeats: ``start_steps`` and ``start_repeats``.
+    The keywords are those of :class:`SequenceData` and of :class:`StepDataset`, and
+    ``unobserved_ends``: whether last steps count whose next observation was not recorded, where the
+    episode did not really end.
 
     Raises:
-        InputError: if no episode is long enough, or an argument is out of range.
+        InputError: if no episode is long enough.
     """
 
     def __init__(
@@ -48,16 +41,14 @@ class Windows(StepDataset):
         pad_before: int = 0,
         pad_after: int | None = None,
         unobserved_ends: bool = True,
-        **repeats: Any,
+        **shared: Any,
     ) -> None:
         lengths = episodes.lengths if unobserved_ends else episodes.lengths_observed
         usable = num_windows(
             lengths, horizon, stride, padding, pad_before=pad_before, pad_after=pad_after
         )
         returns = episodes.returns_to_go(discount, termination_penalty, continue_timeouts)
-        super().__init__(
-            episodes, which, usable=usable, lengths=lengths, returns=returns, **repeats
-        )
+        super().__init__(episodes, which, usable=usable, lengths=lengths, returns=returns, **shared)
         self.steps = torch.arange(horizon) * stride
         self.padding, self.pad_before = padding, pad_before
         if not self.num_starts:
@@ -121,15 +112,11 @@ class SequenceData(OfflineData):
         stride: environment steps from one step of a window to the next, for the model too.
         padding: windows beyond an episode's end: left out (``none``), or padded with its last step
             (``edge``) or with zeros in environment units (``zero``).
-        discount: of the return to go.
         termination_penalty: added to the last reward of episodes that really ended, in the return to
             go alone; negative to keep plans from falls.
         continue_timeouts: in the return to go, episodes that were cut off by a time-out go on for ever
             at the mean reward of their last 1 / (1 - discount) steps, so that a state is worth the
             same at any time: else its worth falls to nothing towards the time-out.
-        start_steps: windows that begin within so many steps of an episode's start come
-            ``start_repeats`` times in an epoch: rollouts begin there, where data are scarce.
-        start_repeats: how often they come.
         pad_before: windows begin up to so many steps before an episode's start, with its first step
             there; a policy with a history of ``n_obs_steps`` wants one less.
         pad_after: with padding, windows end up to so many steps beyond an episode's end; default all.
@@ -139,6 +126,7 @@ class SequenceData(OfflineData):
     """
 
     batch_type = SequenceBatch
+    dataset_type = Windows
 
     def __init__(
         self,
@@ -147,37 +135,28 @@ class SequenceData(OfflineData):
         horizon: int = 32,
         stride: int = 1,
         padding: Padding = "none",
-        discount: float = 0.99,
         termination_penalty: float = 0.0,
         continue_timeouts: bool = False,
-        start_steps: int = 0,
-        start_repeats: int = 1,
         pad_before: int = 0,
         pad_after: int | None = None,
         train_on: list[int] | None = None,
+        batch_size: int = 64,
         **shared: Any,
     ) -> None:
-        span: dict[str, Any] = {
+        super().__init__(dataset, batch_size=batch_size, **shared)
+        self.span: dict[str, Any] = {
             "horizon": horizon,
             "stride": stride,
             "padding": padding,
             "pad_before": pad_before,
             "pad_after": pad_after,
         }
-        num_windows(np.ones(1, np.int64), **span)  # refuses what does not fit, before data are read
-        super().__init__(dataset, **shared)
-        self.num_windows: Callable[[np.ndarray], np.ndarray] = partial(num_windows, **span)
-        self.make_windows: Callable[..., Windows] = partial(
-            Windows,
-            **span,
-            discount=discount,
+        num_windows(np.ones(1, np.int64), **self.span)  # refuses what does not fit
+        self.keep(
+            **self.span,
             termination_penalty=termination_penalty,
             continue_timeouts=continue_timeouts,
-            start_steps=start_steps,
-            start_repeats=start_repeats,
         )
-        self.horizon, self.stride, self.discount = horizon, stride, discount
-        self.padding, self.pad_before = padding, pad_before
         if not set(train_on or ()) <= set(range(self.num_origins)):
             raise InputError(
                 f"{train_on=} must name datasets of the list, 0 to {self.num_origins - 1}."
@@ -186,9 +165,9 @@ class SequenceData(OfflineData):
 
     def usable(self, episodes: Episodes) -> np.ndarray:
         """Those that have a window: without padding, only episodes as long as one."""
-        return self.num_windows(episodes.lengths) > 0
+        return num_windows(episodes.lengths, **self.span) > 0
 
-    def make_dataset(self, episodes: Episodes, which: np.ndarray) -> Windows:
+    def make_dataset(self, episodes: Episodes, which: np.ndarray) -> StepDataset:
         """Windows of these episodes, or of those of them that are of the datasets to train on."""
         if self.train_on is not None:
             which = which[np.isin(episodes.origins[which], self.train_on)]
@@ -197,4 +176,4 @@ class SequenceData(OfflineData):
                     f"train_on={self.train_on} leaves no episode to train or to validate on: name "
                     "datasets of the list, or raise val_fraction."
                 )
-        return self.make_windows(episodes, which)
+        return super().make_dataset(episodes, which)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,9 @@ from diffrl_lightning.types import InputError
 
 _MINARI_ID = re.compile(r"(?:[\w-]+/)*[\w-]+-v\d+")
 _MINARI_LIMIT = 1_000_000
+
+Steps = dict[str, np.ndarray]
+"""Arrays of D4RL's layout, a row a step."""
 
 
 def check_output(output: str, num_samples: int) -> None:
@@ -69,20 +72,9 @@ def write_dataset(
         provenance: how they came about, for the metadata.
         source: the datamodule that the model was trained on, for its environment; or None.
     """
-    if not _is_file(output):
-        _write_minari(output, shards, provenance, source)
-        return
-    with _hdf5(output, provenance, source) as file:
-        for shard in tqdm(shards, desc="Joining shards", leave=False):
-            for name, rows in _steps(shard).items():
-                if name not in file:
-                    shape = (0, *rows.shape[1:])
-                    file.create_dataset(
-                        name, shape, rows.dtype, maxshape=(None, *shape[1:]), chunks=True
-                    )
-                end = len(file[name])
-                file[name].resize(end + len(rows), 0)
-                file[name][end:] = rows
+    steps = map(_steps, tqdm(shards, desc="Joining shards", leave=False))
+    write = _write_hdf5 if _is_file(output) else _write_minari
+    write(output, steps, provenance, source)
 
 
 def write_episodes(
@@ -97,28 +89,39 @@ def write_episodes(
         source: the datamodule that they are from, for its environment.
     """
     rows = np.arange(episodes.num_steps) + np.repeat(np.arange(len(episodes)), episodes.lengths)
-    with _hdf5(output, provenance, source) as file:
-        file["observations"] = episodes.observations[rows]
-        if episodes.final_observed.all():
-            file["next_observations"] = episodes.observations[rows + 1]
-        file["actions"], file["rewards"] = episodes.actions, episodes.rewards
-        file["terminals"], file["timeouts"] = episodes.terminations, episodes.truncations
+    steps = {
+        "observations": episodes.observations[rows],
+        "actions": episodes.actions,
+        "rewards": episodes.rewards,
+        "terminals": episodes.terminations,
+        "timeouts": episodes.truncations,
+    }
+    if episodes.final_observed.all():
+        steps["next_observations"] = episodes.observations[rows + 1]
+    _write_hdf5(output, [steps], provenance, source)
 
 
 def _is_file(output: str) -> bool:
     return Path(output).suffix in (".hdf5", ".h5")
 
 
-@contextmanager
-def _hdf5(output: str, provenance: Mapping[str, Any], source: Any) -> Iterator[Any]:
-    """A file with its metadata, which takes its name once it is whole."""
+def _write_hdf5(
+    output: str, parts: Iterable[Steps], provenance: Mapping[str, Any], source: Any
+) -> None:
+    """Append the parts to a file with its metadata, which takes its name once it is whole."""
     import h5py
 
     path = Path(output).expanduser()
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.part")
     with h5py.File(temporary, "w") as file:
-        yield file
+        for part in parts:
+            for name, rows in part.items():
+                if name not in file:
+                    file.create_dataset(name, data=rows, maxshape=(None, *rows.shape[1:]))
+                    continue
+                file[name].resize(len(file[name]) + len(rows), 0)
+                file[name][-len(rows) :] = rows
         file["metadata/provenance"] = json.dumps(dict(provenance))
         if source is not None and source.env_id is not None:
             file["metadata/env_id"] = source.env_id
@@ -127,7 +130,7 @@ def _hdf5(output: str, provenance: Mapping[str, Any], source: Any) -> Iterator[A
     temporary.replace(path)
 
 
-def _steps(path: Path) -> dict[str, np.ndarray]:
+def _steps(path: Path) -> Steps:
     """A shard as flat steps in D4RL's layout."""
     with np.load(path, allow_pickle=False) as file:
         shard = dict(file)
@@ -154,7 +157,7 @@ def _steps(path: Path) -> dict[str, np.ndarray]:
 
 
 def _write_minari(
-    dataset: str, shards: Sequence[Path], provenance: Mapping[str, Any], source: Any
+    dataset: str, parts: Iterable[Steps], provenance: Mapping[str, Any], source: Any
 ) -> None:
     from diffrl_lightning.data.sources import minari
 
@@ -165,32 +168,29 @@ def _write_minari(
             f"The Minari dataset {dataset!r} needs an environment with vectors as observations: "
             "give the data that the model was trained on, or write a file that ends in .hdf5."
         )
-    low, high = source.ref_scores or (None, None)
     minari.write(
         dataset,
-        _episodes(shards),
+        _episodes(parts),
+        source.ref_scores,
         env=env,
         eval_env=env,
         algorithm_name=provenance["role"],
         description=json.dumps(dict(provenance)),
-        ref_min_score=low,
-        ref_max_score=high,
     )
     env.close()
 
 
-def _episodes(shards: Sequence[Path]) -> Iterator[Any]:
+def _episodes(parts: Iterable[Steps]) -> Iterator[Any]:
     from minari.data_collector import EpisodeBuffer
 
-    number = 0
-    for shard in tqdm(shards, desc="Joining shards", leave=False):
-        steps = _steps(shard)
+    number = itertools.count()
+    for steps in parts:
         ends = np.flatnonzero(steps["terminals"] | steps["timeouts"]) + 1
         for begin, end in zip(np.concatenate([[0], ends[:-1]]), ends, strict=True):
             part = {name: rows[begin:end] for name, rows in steps.items()}
             last = part["next_observations"][-1:]
             yield EpisodeBuffer(
-                id=number,
+                id=next(number),
                 observations=np.concatenate([part["observations"], last]),
                 actions=part["actions"],
                 rewards=part["rewards"],
@@ -198,4 +198,3 @@ def _episodes(shards: Sequence[Path]) -> Iterator[Any]:
                 truncations=part["timeouts"],
                 infos={},
             )
-            number += 1

@@ -12,13 +12,7 @@ from diffrl_lightning.diffusion.guidance import (
     value_guided,
 )
 from diffrl_lightning.diffusion.noise import choose, geometric, rand, randint, randn
-from diffrl_lightning.diffusion.policy_guided import (
-    PolicyDrawn,
-    PolicyGuided,
-    ScoreFn,
-    follow_gaussian,
-    score_of,
-)
+from diffrl_lightning.diffusion.policy_guided import PolicyGuided
 from diffrl_lightning.diffusion.samplers import (
     ddim_sample,
     ddpm_sample,

@@ -38,19 +38,15 @@ class Inpaint:
 
 
 def inpaint(values: Tensor, mask: Tensor) -> Inpaint:
-    """Constraint that sets the entries of a sample where ``mask`` is True to ``values``.
-
-    Raises:
-        InputError: if the mask is not bool or does not broadcast to the values.
-    """
+    """Constraint that sets the entries of a sample where ``mask`` is True to ``values``."""
     if mask.dtype != torch.bool:
         raise InputError(f"An in-painting mask must be bool, not {mask.dtype}.")
     try:
         torch.broadcast_to(mask, values.shape)
     except RuntimeError:
+        given, wanted = tuple(mask.shape), tuple(values.shape)
         raise InputError(
-            f"The in-painting mask {tuple(mask.shape)} must broadcast to values "
-            f"{tuple(values.shape)}."
+            f"An in-painting mask {given} must broadcast to values {wanted}."
         ) from None
     return Inpaint(values, mask)
 

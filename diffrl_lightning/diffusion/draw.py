@@ -12,15 +12,19 @@ from torch import Tensor
 from diffrl_lightning.diffusion.gaussian import GaussianDiffusion
 from diffrl_lightning.diffusion.noise import randn
 from diffrl_lightning.diffusion.samplers import (
-    PreStep,
     ddim_sample,
     ddpm_sample,
     dpmpp_sample,
     inference_timesteps,
 )
-from diffrl_lightning.types import Acting, Constraint, DenoiseFn, Generators
+from diffrl_lightning.types import Acting, DenoiseFn, Generators
 
 Sampler = Literal["ddpm", "ddim", "dpmpp"]
+_SAMPLERS: dict[Sampler, Callable[..., Tensor]] = {
+    "ddpm": ddpm_sample,
+    "ddim": ddim_sample,
+    "dpmpp": dpmpp_sample,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,11 +44,7 @@ class Sampling(Acting):
     least: ClassVar = {"num_inference_steps": 1, "temperature": 0}
 
     def timesteps(self, diffusion: GaussianDiffusion) -> list[int]:
-        """The steps of a diffusion to evaluate the network at, descending.
-
-        Raises:
-            InputError: if the diffusion has fewer steps.
-        """
+        """The steps of a diffusion to evaluate the network at (:func:`inference_timesteps`)."""
         return inference_timesteps(diffusion.num_train_timesteps, self.num_inference_steps)
 
 
@@ -56,12 +56,10 @@ def draw(
     *,
     like: Tensor,
     variance: Literal["posterior", "beta"] = "posterior",
-    constraint: Constraint | None = None,
-    clip: float | None = None,
-    pre_step: PreStep | None = None,
     generator: Generators = None,
     previous: Tensor | None = None,
     warm_start_steps: int = 0,
+    **chain: Any,
 ) -> Tensor:
     """Samples of a shape (B, *S).
 
@@ -72,13 +70,11 @@ def draw(
         how: sampler, evaluations and temperature.
         like: a tensor whose device and dtype the samples take.
         variance: of each step of ``ddpm``.
-        constraint: known entries.
-        clip: bound of the x0 estimate.
-        pre_step: hook before every evaluation.
         generator: source of noise, one for all or one for each of several equal groups of rows.
         previous: earlier samples (B, *S) to start from.
         warm_start_steps: with ``previous``, denoise it for only this many of the evaluations, from the
             noise level at which they begin; 0 samples afresh.
+        chain: keywords of :func:`reverse`: ``constraint``, ``clip``, ``pre_step``.
     """
     steps = how.timesteps(diffusion)
     x = how.temperature * randn(shape, generator=generator, like=like)
@@ -86,12 +82,6 @@ def draw(
         steps = steps[-warm_start_steps:]
         t = torch.full((len(x),), steps[0], device=x.device)
         x = diffusion.add_noise(previous, x, t)
-    options: dict[str, Any] = {"constraint": constraint, "clip": clip, "pre_step": pre_step}
     if how.sampler == "ddpm":
-        options |= {"variance": variance, "temperature": how.temperature, "generator": generator}
-    samplers: dict[Sampler, Callable[..., Tensor]] = {
-        "ddpm": ddpm_sample,
-        "ddim": ddim_sample,
-        "dpmpp": dpmpp_sample,
-    }
-    return samplers[how.sampler](diffusion, denoise, x, timesteps=steps, **options)
+        chain |= {"variance": variance, "temperature": how.temperature, "generator": generator}
+    return _SAMPLERS[how.sampler](diffusion, denoise, x, timesteps=steps, **chain)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from diffrl_lightning.diffusion.draw import Sampling
-from diffrl_lightning.diffusion.gaussian import GaussianDiffusion
+from diffrl_lightning.diffusion.gaussian import GaussianDiffusion, rowwise
 from diffrl_lightning.types import Constraint, DenoiseFn, InputError, ValueFn
 
 
@@ -56,9 +56,7 @@ def compose_conditions(
 ) -> DenoiseFn:
     """A network under several conditions, each with its weight; :func:`classifier_free` of one.
 
-    Args:
-        net: (x (B, *S), t (B,), conditions by name) -> prediction (B, *S); {} is unconditional.
-        weighted: conditions, each with its weight.
+    The network is (x (B, *S), t (B,), conditions by name) -> prediction (B, *S); {} is unconditional.
     """
 
     def bind(conditions: Mapping[str, Tensor]) -> DenoiseFn:
@@ -97,20 +95,14 @@ def value_guided(
 ) -> Callable[[Tensor, Tensor], Tensor]:
     """Value-gradient guidance as a sampler's ``pre_step`` (Janner et al. 2022, algorithm 1).
 
-    Before each denoising step the sample climbs the value's gradient at x_t.
-
-    Args:
-        value: (x_t (B, *S), t (B,)) -> values (B,).
-        diffusion: the process, for the posterior's variance.
-        how: length, number and scaling of the gradient steps.
-        constraint: known entries, restored after every gradient step.
+    Before each denoising step the sample climbs the value's gradient at x_t; the constraint restores
+    known entries after every step.
     """
 
     def pre_step(x: Tensor, t: Tensor) -> Tensor:
         if how.value_guidance_scale == 0:
             return x
-        active = (t >= how.guidance_stop).to(x).view(-1, *(1,) * (x.ndim - 1))
-        step = how.value_guidance_scale * active
+        step = how.value_guidance_scale * rowwise((t >= how.guidance_stop).to(x), x.ndim)
         if how.scale_by_variance:
             step = step * diffusion.posterior(x, x, t)[1]
         for _ in range(how.num_guide_steps):

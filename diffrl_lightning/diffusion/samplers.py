@@ -1,7 +1,9 @@
 """Samplers: from noise to samples in a few steps of the reverse process.
 
 Every sampler is a free function of a diffusion, a denoising function with its conditions bound and a
-start ``x`` (B, *S), standard normal; it hands on ``**chain`` to :func:`reverse`.
+start ``x`` (B, *S), standard normal; its ``**chain`` are keywords of :func:`reverse`. ``temperature``
+is a factor of the standard deviation of the noise that it adds; scale ``x`` likewise. ``generator`` is
+the source of that noise, one for all or one a row.
 """
 
 from __future__ import annotations
@@ -51,14 +53,7 @@ def ddpm_sample(
 ) -> Tensor:
     """Ancestral sampling (Ho et al. 2020, algorithm 2), on all or on some of the steps.
 
-    Args:
-        diffusion: the process.
-        denoise: the network.
-        x: start (B, *S).
-        variance: of each step, that of the posterior, or beta (Ho et al. 2020, section 3.2).
-        temperature: factor of the standard deviation of the noise that is added; scale ``x`` likewise.
-        generator: source of that noise, one for all or one a row.
-        chain: keywords of :func:`reverse`.
+    The variance of each step is that of the posterior, or beta (Ho et al. 2020, section 3.2).
     """
 
     def update(x: Tensor, x0: Tensor, t: int, s: int) -> Tensor:
@@ -84,16 +79,8 @@ def ddim_sample(
 ) -> Tensor:
     """DDIM (Song et al. 2021, eq. 12): deterministic at ``eta`` 0, ancestral at ``eta`` 1.
 
-    With ``clip`` the noise estimate follows the bounded estimate of x0.
-
-    Args:
-        diffusion: the process.
-        denoise: the network.
-        x: start (B, *S).
-        eta: share of the posterior's standard deviation that is added as noise.
-        temperature: factor of the noise's standard deviation.
-        generator: source of noise.
-        chain: keywords of :func:`reverse`.
+    ``eta`` is the share of the posterior's standard deviation that is added as noise. With ``clip``
+    the noise estimate follows the bounded estimate of x0.
     """
 
     def update(x: Tensor, x0: Tensor, t: int, s: int) -> Tensor:
@@ -120,12 +107,6 @@ def dpmpp_sample(
 
     The first and the last step are of first order: before the first there is no earlier estimate,
     and the last ends where the log signal-to-noise ratio is infinite.
-
-    Args:
-        diffusion: the process.
-        denoise: the network.
-        x: start (B, *S).
-        chain: keywords of :func:`reverse`.
     """
     previous: tuple[Tensor, Tensor] | None = None  # the last estimate of x0, and its log-SNR
 
@@ -177,9 +158,7 @@ def reverse(
     with torch.set_grad_enabled(differentiable and torch.is_grad_enabled()):
         x = keep(x)
         for step, next_step in zip(steps, [*steps[1:], -1], strict=True):
-            t = torch.full((1,), step, device=x.device).expand(
-                len(x)
-            )  # so that it is embedded once
+            t = torch.full((1,), step, device=x.device).expand(len(x))  # one row, embedded once
             if pre_step is not None:
                 x = keep(pre_step(x, t))
             x0 = diffusion.to_x0(denoise(x, t), x, t)

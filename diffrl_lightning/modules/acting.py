@@ -41,10 +41,9 @@ class SkillActing(Acting):
 
 @dataclass(frozen=True, kw_only=True)
 class SkillSampling(SkillActing, Sampling):
-    """How skills are drawn from a diffusion prior, and act.
+    """How skills are drawn from a diffusion prior, by default with 10 evaluations, and act.
 
     Args:
-        num_inference_steps: network evaluations of a skill; default 10, or T where that is less.
         guidance_scale: classifier-free weight of the state: 0 is unconditional, 1 conditional.
     """
 
@@ -60,10 +59,10 @@ class SkillSampling(SkillActing, Sampling):
 class SynthesisSampling(Sampling):
     """How a synthesizer samples.
 
+    The sampler may be ``heun``, EDM's stochastic one, too. Defaults are those of the process: heun with
+    31 evaluations for ``edm``, ddim with T for ``ddpm``.
+
     Args:
-        sampler: ``heun`` (EDM's stochastic sampler), ``ddpm``, ``ddim`` or ``dpmpp``; default heun for
-            the process ``edm``, ddim for ``ddpm``.
-        num_inference_steps: network evaluations of a sample; default 31 for ``edm``, T for ``ddpm``.
         target_return: condition on this return to go, 0 the lowest and 1 the highest of the data.
         task: condition on this dataset of the list that was trained on.
         guidance_scale: classifier-free weight of the conditions: 0 is unconditional, 1 conditional.

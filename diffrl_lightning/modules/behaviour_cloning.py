@@ -51,7 +51,7 @@ class BehaviourCloning(DiffusionModule):
         self.trajectory = TrajectoryNormalizer(normalizer, observation_dim, action_dim, "limits")
 
     def compute_loss(self, batch: TransitionBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Squared error, or negative log likelihood up to a constant, a dimension."""
+        """Squared error (Pomerleau 1989), or a Gaussian's negative log likelihood, a dimension."""
         output = self.actor(self.trajectory.observations.normalize(batch["observations"]))
         actions = self.trajectory.actions.normalize(batch["actions"])
         if not self.gaussian:

@@ -67,9 +67,6 @@ class DecisionDiffuser(PlanningModule):
         next_state_weight: weight of the loss of the first state that is not given.
         loss_discount: weight of each further step's loss, relative to the step before.
         training: keywords of :class:`PlanningModule`.
-
-    Raises:
-        InputError: if the horizon is too short or does not divide, or an argument is unknown.
     """
 
     acting = ConditionalPlanActing

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from typing import Any, Literal
 
 import torch
@@ -11,8 +10,8 @@ from torch import Tensor
 
 from diffrl_lightning.diffusion import (
     GaussianDiffusion,
+    PolicyGuided,
     ddpm_sample,
-    follow_gaussian,
     inference_timesteps,
     inpaint,
     power_cosine_betas,
@@ -230,7 +229,6 @@ class DiffusionDynamics(EnvironmentModel):
         known, normalizer = self._start(states), self.trajectory.actions
         assert isinstance(normalizer, GaussianNormalizer)
 
-        @lru_cache(maxsize=1)  # score and bounds are asked for at one prediction after the other
         def gaussian(x0: Tensor) -> Normal:
             mean, std = policy(self._states(x0))
             return Normal(normalizer.normalize(mean), std / normalizer.std)
@@ -238,12 +236,12 @@ class DiffusionDynamics(EnvironmentModel):
         def denoise(x: Tensor, actions: Tensor, t: Tensor) -> Tensor:
             return torch.where(self.known, known, self._denoise(self.ema, x, actions, t))
 
-        guided = follow_gaussian(
-            self.follows,
+        guided = PolicyGuided(
             denoise,
             self.diffusion,
             gaussian,
             randn((len(states), self.horizon, self.action_dim), generator=generator, like=known),
+            follows=self.follows,
             step_size=self.step_size,
             timesteps=timesteps,
             generator=generator,

@@ -82,10 +82,6 @@ class DiffusionPolicy(DiffusionModule):
         ema_power: the k-th average keeps ``1 - k ** -ema_power``, until that reaches ``ema_decay``; 0
             keeps ``ema_decay`` from the beginning.
         training: keywords of :class:`DiffusionModule`.
-
-    Raises:
-        InputError: if a chunk is too short for the actions to play, there are goals, or an argument is
-            unknown.
     """
 
     acting = ChunkActing
@@ -174,7 +170,7 @@ class DiffusionPolicy(DiffusionModule):
         super().fit_normalizers(data)
 
     def compute_loss(self, batch: SequenceBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Squared error of the denoised chunk."""
+        """Squared error of the prediction for a noised chunk (Chi et al. 2023, eq. 5)."""
         seen = self._condition(batch["observations"][:, : self.n_obs_steps])
         actions = self.trajectory.actions.normalize(batch["actions"])
         loss = self.diffusion.loss(lambda x, t: self.denoiser(x, t, seen), actions)

@@ -130,7 +130,7 @@ class DiffusionQL(DiffusionModule):
         return [{"params": list(self.denoiser.parameters())}, critic]
 
     def compute_loss(self, batch: TransitionBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The critics' loss and the actor's; each reaches its own network alone."""
+        """The critics' loss and the actor's, L_d + q_weight L_q (Wang et al. 2023, section 4)."""
         states = self.trajectory.observations.normalize(batch["observations"])
         actions = self.trajectory.actions.normalize(batch["actions"])
         q = self.critic(states, actions)

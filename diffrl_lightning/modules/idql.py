@@ -167,7 +167,7 @@ class IDQL(DiffusionModule):
     def _critic_losses(
         self, batch: TransitionBatch, states: Tensor, actions: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Losses of V and of Q, and Q (K, B), at normalised states and actions."""
+        """L_V and L_Q (Kostrikov et al. 2022, eq. 5 and 6), and Q (K, B), at normalised inputs."""
         following = self.trajectory.observations.normalize(batch["next_observations"])
         with torch.no_grad():
             wanted = self.target_critic(states, actions).amin(0)

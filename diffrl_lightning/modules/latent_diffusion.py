@@ -123,18 +123,14 @@ class LatentDiffusion(DiffusionModule):
         self._encoded: Tensor | None = None  # (N, D) of all training chunks
 
     def setup(self, stage: str) -> None:
-        """Refuse goals that are not about the state.
-
-        Raises:
-            InputError: naming what would do.
-        """
+        """Refuse goals that are not about the state."""
         super().setup(stage)
         if self.goal_dim:
             self.trainer.datamodule.check_goal_leads_state()  # type: ignore[attr-defined]
 
     def fit_normalizers(self, data: TrainingData) -> None:
         """Take the statistics of the training chunks' skills."""
-        count = data.train_data.num_chunks
+        count = data.train_data.num_starts
         rows = torch.linspace(0, count - 1, min(count, _MOST_ENCODED)).long()
         self.latents.fit(self._means(data.train_data, rows))
 
@@ -147,7 +143,7 @@ class LatentDiffusion(DiffusionModule):
     @torch.no_grad()
     def encode_all(self, chunks: Any, *, show_progress: bool = False) -> Tensor:
         """The skills of all chunks of a dataset (N, D), normalised."""
-        rows = torch.arange(chunks.num_chunks)
+        rows = torch.arange(chunks.num_starts)
         return self.latents.normalize(self._means(chunks, rows, show_progress=show_progress))
 
     @torch.no_grad()

@@ -121,11 +121,7 @@ class LatentQ(Role):
         """Those of the prior and its skills are all there are."""
 
     def setup(self, stage: str) -> None:
-        """Refuse data without goals where the environment has some.
-
-        Raises:
-            InputError: naming what would do.
-        """
+        """Refuse data without goals where the environment has some."""
         super().setup(stage)
         data: TrainingData = self.trainer.datamodule  # type: ignore[attr-defined]
         if self.goal_dim and stage == "fit" and not data.num_goals:
@@ -142,10 +138,10 @@ class LatentQ(Role):
         """
         super().on_fit_start()
         chunks = self.trainer.datamodule.train_data  # type: ignore[attr-defined]
-        size = chunks.num_chunks * self.num_candidates * self.latent_dim * 2 / 2**30
+        size = chunks.num_starts * self.num_candidates * self.latent_dim * 2 / 2**30
         if size > self.hparams["max_memory_gib"]:
             raise InputError(
-                f"{chunks.num_chunks} chunks with num_candidates={self.num_candidates} take "
+                f"{chunks.num_starts} chunks with num_candidates={self.num_candidates} take "
                 f"{size:.1f} GiB: raise model.max_memory_gib, or take fewer candidates."
             )
         shown = self.trainer.is_global_zero
@@ -154,12 +150,12 @@ class LatentQ(Role):
 
     def _propose_all(self, chunks: Any, *, show_progress: bool) -> Tensor:
         """Candidates (N, M, D) behind all chunks; the same whenever a run goes on, in all processes."""
-        rows = torch.arange(chunks.num_chunks).split(1024)
+        rows = torch.arange(chunks.num_starts).split(1024)
         silent = None if show_progress else True  # None: where no one looks
         bar = tqdm(rows, desc="Drawing candidates", unit="batch", leave=False, disable=silent)
         assert self.noise_seed is not None
         generator = torch.Generator(self.device).manual_seed(self.noise_seed)
-        size = (chunks.num_chunks, self.num_candidates, self.latent_dim)
+        size = (chunks.num_starts, self.num_candidates, self.latent_dim)
         drawn = torch.empty(size, dtype=torch.half, device=self.device)
         for part in bar:
             following = chunks[part]["next_observations"].to(self.device)

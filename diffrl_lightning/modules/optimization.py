@@ -25,9 +25,6 @@ def make_optimizer(module: pl.LightningModule, groups: list[dict[str, Any]]) -> 
         groups: parameters that belong together; a group may have an ``lr``, ``lr_schedule`` and
             ``weight_decay`` of its own, and ``lr_steps``, after which its rate is 0. Biases,
             normalisations and positions do not decay.
-
-    Raises:
-        InputError: if a rate can not be.
     """
     hparams = module.hparams
     still = {id(p) for n, p in module.named_parameters() if p.ndim < 2 or _STILL.search(n)}

@@ -75,7 +75,7 @@ class TD3BC(Role):
         return [{"params": list(net.parameters())} for net in (self.actor, self.critic)]
 
     def compute_loss(self, batch: TransitionBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Critics' loss, and the actor's at every ``policy_delay``-th step."""
+        """Clipped double Q-learning, and the actor's loss (Fujimoto & Gu 2021, eq. 3 and 5)."""
         states = self.trajectory.observations.normalize(batch["observations"])
         actions = self.trajectory.actions.normalize(batch["actions"])
         q = self.critic(states, actions)

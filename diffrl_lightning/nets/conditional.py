@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from diffrl_lightning.nets.activations import Mish
+from diffrl_lightning.nets.activations import Mish, chain
 from diffrl_lightning.nets.mlp import mlp
-from diffrl_lightning.types import DenoiseFn, InputError
+from diffrl_lightning.types import DenoiseFn, within
 
 
 class ConditionEmbedding(nn.Module):
@@ -25,9 +26,6 @@ class ConditionEmbedding(nn.Module):
         embed_dim: C.
         drop_prob: chance that a sample's condition is dropped, for each kind by itself.
         always: kinds that are always given, and never dropped.
-
-    Raises:
-        InputError: if that is no probability.
     """
 
     def __init__(
@@ -39,15 +37,17 @@ class ConditionEmbedding(nn.Module):
         always: Collection[str] = (),
     ) -> None:
         super().__init__()
-        if not 0 <= drop_prob <= 1:
-            raise InputError(f"The chance to drop a condition must lie in [0, 1], not {drop_prob}.")
+        within(0, 1, drop_prob=drop_prob)
         self.embed_dim, self.drop_prob = embed_dim, drop_prob
         self.always = [name for name in condition_dims if name in always]
         shared = sum(condition_dims[name] for name in self.always)
         widths = {name: d + shared for name, d in condition_dims.items() if name not in always}
         if shared:
             widths["always"] = shared
-        self.encoders = nn.ModuleDict({name: _encoder(d, embed_dim) for name, d in widths.items()})
+        inner = (embed_dim, 4 * embed_dim, embed_dim)  # as Decision Diffuser's released code has it
+        self.encoders = nn.ModuleDict(
+            {name: chain(d, *inner, activation=Mish) for name, d in widths.items()}
+        )
 
     def forward(self, conditions: Mapping[str, Tensor], like: Tensor) -> Tensor:
         """Conditions (B, width) or (B, K, width) by name -> (B, C); B and the dtype are of ``like``."""
@@ -79,26 +79,13 @@ class ConditionalDenoiser(nn.Module):
 
     Args:
         net: (x (B, *S), t (B,), cond (B, C)) -> prediction (B, *S).
-        condition_dims: name and width of each kind of condition.
-        embed_dim: C.
-        drop_prob: chance that a sample's condition is dropped, for each kind by itself.
-        always: kinds that are never dropped.
+        embedding: keywords of :class:`ConditionEmbedding`.
     """
 
-    def __init__(
-        self,
-        net: nn.Module,
-        *,
-        condition_dims: Mapping[str, int],
-        embed_dim: int,
-        drop_prob: float,
-        always: Collection[str] = (),
-    ) -> None:
+    def __init__(self, net: nn.Module, **embedding: Any) -> None:
         super().__init__()
         self.net = net
-        self.embed = ConditionEmbedding(
-            condition_dims, embed_dim=embed_dim, drop_prob=drop_prob, always=always
-        )
+        self.embed = ConditionEmbedding(**embedding)
 
     def forward(self, x: Tensor, t: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
         """(B, *S) at steps (B,), with conditions by name; {} is unconditional."""
@@ -107,9 +94,7 @@ class ConditionalDenoiser(nn.Module):
     def bind(self, conditions: Mapping[str, Tensor], like: Tensor) -> DenoiseFn:
         """The network under conditions that are embedded once, not at every step of a sampler.
 
-        Args:
-            conditions: by name, as for :meth:`forward`.
-            like: of the batch size and dtype of what is denoised.
+        ``like`` has the batch size and the dtype of what is denoised.
         """
         embedding = self.embed(conditions, like)
         return lambda x, t: self.net(x, t, embedding)
@@ -119,39 +104,18 @@ class ConditionalMLP(nn.Module):
     """A scalar function of conditions, each of which may be missing.
 
     Args:
-        condition_dims: name and width of each kind of condition.
-        embed_dim: width of their embedding.
-        hidden_dim: width of the MLP behind it.
-        drop_prob: chance that a sample's condition is dropped, for each kind by itself.
-        always: kinds that are never dropped.
+        condition_dims: as for :class:`ConditionEmbedding`.
+        hidden_dim: width of the MLP behind the embedding.
+        embedding: the other keywords of it.
     """
 
     def __init__(
-        self,
-        condition_dims: Mapping[str, int],
-        *,
-        embed_dim: int,
-        hidden_dim: int,
-        drop_prob: float,
-        always: Collection[str] = (),
+        self, condition_dims: Mapping[str, int], *, hidden_dim: int, **embedding: Any
     ) -> None:
         super().__init__()
-        self.embed = ConditionEmbedding(
-            condition_dims, embed_dim=embed_dim, drop_prob=drop_prob, always=always
-        )
-        self.net = mlp(embed_dim, hidden_dim, 1, activation=Mish)
+        self.embed = ConditionEmbedding(condition_dims, **embedding)
+        self.net = mlp(self.embed.embed_dim, hidden_dim, 1, activation=Mish)
 
     def forward(self, conditions: Mapping[str, Tensor], like: Tensor) -> Tensor:
         """Conditions by name -> (B,); B and the dtype are those of ``like``."""
         return self.net(self.embed(conditions, like))[:, 0]
-
-
-def _encoder(width: int, dim: int) -> nn.Sequential:
-    """The MLP of Decision Diffuser's released code."""
-    return nn.Sequential(
-        nn.Linear(width, dim),
-        Mish(),
-        nn.Linear(dim, 4 * dim),
-        Mish(),
-        nn.Linear(4 * dim, dim),
-    )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
+
+from diffrl_lightning.nets.activations import chain
 
 
 class Normal(NamedTuple):
@@ -28,7 +30,7 @@ class Normal(NamedTuple):
 
 
 class GaussianMLP(nn.Module):
-    """A diagonal Gaussian given a vector: two hidden layers, then one for the mean, one for the spread.
+    """A diagonal Gaussian given a vector: two hidden layers, and one more for either moment.
 
     Args:
         in_dim: entries of the vector.
@@ -37,14 +39,11 @@ class GaussianMLP(nn.Module):
         min_std: least standard deviation.
     """
 
-    def __init__(self, in_dim: int, out_dim: int, *, hidden_dim: int, min_std: float) -> None:
+    def __init__(
+        self, in_dim: int, out_dim: int, *, hidden_dim: int, min_std: float = 1e-4
+    ) -> None:
         super().__init__()
-        self.trunk = nn.Sequential(
-            nn.Linear(in_dim, hidden_dim),
-            nn.ReLU(),
-            nn.Linear(hidden_dim, hidden_dim),
-            nn.ReLU(),
-        )
+        self.trunk = _trunk(in_dim, hidden_dim)
         self.heads = _Heads(hidden_dim, out_dim, hidden_dim=hidden_dim, min_std=min_std)
 
     def forward(self, x: Tensor) -> Normal:
@@ -58,16 +57,12 @@ class AutoregressivePolicy(nn.Module):
     Args:
         in_dim: entries of state and skill.
         action_dim: A.
-        hidden_dim: width.
-        min_std: least standard deviation of an entry.
+        sizes: ``hidden_dim`` and ``min_std`` of each :class:`GaussianMLP`.
     """
 
-    def __init__(self, in_dim: int, action_dim: int, *, hidden_dim: int, min_std: float) -> None:
+    def __init__(self, in_dim: int, action_dim: int, **sizes: Any) -> None:
         super().__init__()
-        self.entries = nn.ModuleList(
-            GaussianMLP(in_dim + i, 1, hidden_dim=hidden_dim, min_std=min_std)
-            for i in range(action_dim)
-        )
+        self.entries = nn.ModuleList(GaussianMLP(in_dim + i, 1, **sizes) for i in range(action_dim))
 
     def forward(self, x: Tensor, actions: Tensor) -> Normal:
         """Autoregressive Gaussians of given actions: (..., in_dim), (..., A) -> over (..., A)."""
@@ -88,13 +83,7 @@ class AutoregressivePolicy(nn.Module):
 class ChunkEncoder(nn.Module):
     """The posterior q(z | chunk): a bidirectional GRU over states and actions.
 
-    Args:
-        observation_dim: O.
-        action_dim: A.
-        latent_dim: D.
-        hidden_dim: width.
-        num_layers: layers of the GRU.
-        min_std: least standard deviation.
+    Its arguments are those of :class:`SkillVAE`.
     """
 
     def __init__(
@@ -105,19 +94,13 @@ class ChunkEncoder(nn.Module):
         *,
         hidden_dim: int,
         num_layers: int,
-        min_std: float,
     ) -> None:
         super().__init__()
-        self.states = nn.Sequential(
-            nn.Linear(observation_dim, hidden_dim),
-            nn.ReLU(),
-            nn.Linear(hidden_dim, hidden_dim),
-            nn.ReLU(),
-        )
+        self.states = _trunk(observation_dim, hidden_dim)
         self.gru = nn.GRU(
             hidden_dim + action_dim, hidden_dim, num_layers, batch_first=True, bidirectional=True
         )
-        self.heads = _Heads(2 * hidden_dim, latent_dim, hidden_dim=hidden_dim, min_std=min_std)
+        self.heads = _Heads(2 * hidden_dim, latent_dim, hidden_dim=hidden_dim, min_std=1e-4)
 
     def forward(self, observations: Tensor, actions: Tensor, mask: Tensor) -> Normal:
         """(B, H, O), (B, H, A) and which steps are real (B, H) -> a Gaussian over (B, D).
@@ -155,21 +138,13 @@ class SkillVAE(nn.Module):
     ) -> None:
         super().__init__()
         together = observation_dim + latent_dim
+        sizes: Any = {"hidden_dim": hidden_dim, "min_std": min_std}
         self.encoder = ChunkEncoder(
-            observation_dim,
-            action_dim,
-            latent_dim,
-            hidden_dim=hidden_dim,
-            num_layers=num_layers,
-            min_std=1e-4,
+            observation_dim, action_dim, latent_dim, hidden_dim=hidden_dim, num_layers=num_layers
         )
-        self.prior = GaussianMLP(observation_dim, latent_dim, hidden_dim=hidden_dim, min_std=1e-4)
-        self.policy = AutoregressivePolicy(
-            together + clock_dim, action_dim, hidden_dim=hidden_dim, min_std=min_std
-        )
-        self.dynamics = GaussianMLP(
-            together, observation_dim, hidden_dim=hidden_dim, min_std=min_std
-        )
+        self.prior = GaussianMLP(observation_dim, latent_dim, hidden_dim=hidden_dim)
+        self.policy = AutoregressivePolicy(together + clock_dim, action_dim, **sizes)
+        self.dynamics = GaussianMLP(together, observation_dim, **sizes)
 
     def end(self, observations: Tensor, skills: Tensor) -> Normal:
         """Gaussian over the chunk's next state: its first (..., O), skills (..., D) -> (..., O)."""
@@ -218,13 +193,15 @@ class _Heads(nn.Module):
     def __init__(self, in_dim: int, out_dim: int, *, hidden_dim: int, min_std: float) -> None:
         super().__init__()
         self.min_std = min_std
-        self.mean, self.spread = (
-            nn.Sequential(nn.Linear(in_dim, hidden_dim), nn.ReLU(), nn.Linear(hidden_dim, out_dim))
-            for _ in range(2)
-        )
+        self.mean, self.spread = (chain(in_dim, hidden_dim, out_dim) for _ in range(2))
 
     def forward(self, h: Tensor) -> Normal:
         return Normal(self.mean(h), softplus(self.spread(h)) + self.min_std)
+
+
+def _trunk(in_dim: int, hidden_dim: int) -> nn.Sequential:
+    """Two layers with a ReLU behind each."""
+    return nn.Sequential(*chain(in_dim, hidden_dim, hidden_dim), nn.ReLU())
 
 
 def _normed(*dims: int) -> nn.Sequential:

@@ -13,10 +13,11 @@ import yaml
 
 from diffrl_lightning.callbacks.rollout import roll_out
 from diffrl_lightning.data import SequenceData
+from diffrl_lightning.data.sources.base import SourceOptions
 from diffrl_lightning.figures.charts import draw_trade_offs
 from diffrl_lightning.tools import report
 from diffrl_lightning.tools.configs import find_config
-from diffrl_lightning.tools.sources import load_role, open_dataset
+from diffrl_lightning.tools.sources import load_role
 from diffrl_lightning.types import EnvSource, Episode, InputError, Policy
 
 _CALLS = 10  # decisions that are timed
@@ -58,7 +59,7 @@ def compare(
         source: the dataset's environment.
     """
     variants = _read_rows(rows, only)
-    data = open_dataset(SequenceData, dataset, **source)
+    data = SequenceData(dataset, **vars(SourceOptions(**source)))
     seeds: Sequence[int | None] = train_seeds or [None]
     models = {s: load_role(ckpt_path.format(seed=s), "a role") for s in seeds}
     results: dict[str, dict[str, Any]] = {}

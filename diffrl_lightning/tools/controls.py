@@ -10,11 +10,11 @@ from torch import Tensor
 
 from diffrl_lightning.callbacks.rollout import roll_out
 from diffrl_lightning.data import SequenceData
+from diffrl_lightning.data.sources.base import SourceOptions
 from diffrl_lightning.envs.evaluate import RandomPolicy
 from diffrl_lightning.envs.pointmaze import Maze, WaypointPolicy
 from diffrl_lightning.policies.planner import Plan, PlannerPolicy
 from diffrl_lightning.tools import report
-from diffrl_lightning.tools.sources import open_dataset
 from diffrl_lightning.types import InputError, Policy
 
 _COLUMNS = ("return_mean", "return_sem", "normalized_score", "success_rate", "wall_free_rate")
@@ -41,7 +41,7 @@ def controls(
         lookahead: of the law that follows it.
         source: the dataset's environment.
     """
-    data = open_dataset(SequenceData, dataset, **source)
+    data = SequenceData(dataset, **vars(SourceOptions(**source)))
     maze, box = Maze.of_source(data), data.action_space()
     if maze is None or box is None:
         raise InputError(f"{dataset!r} has no maze: name a PointMaze dataset.")

@@ -74,7 +74,7 @@ def held_out(data: ChunkData, num_windows: int) -> tuple[Any, Tensor]:
     """
     length, chunks = data.horizon, read(data).val_data
     assert isinstance(chunks, Chunks)
-    starts, episodes = chunks.starts(torch.arange(chunks.num_chunks))
+    starts, episodes = chunks.starts(torch.arange(chunks.num_starts))
     full = (chunks.ends[episodes] - starts >= length).nonzero()[:, 0]
     if not len(full):
         raise InputError(f"No held-out episode has {length} steps: look at shorter horizons.")

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from diffrl_lightning.data import TransitionData
+from diffrl_lightning.data.sources.base import SourceOptions
 from diffrl_lightning.envs.simulate import simulate
 from diffrl_lightning.figures.charts import draw_marginals
 from diffrl_lightning.metrics.synthesis import (
@@ -18,7 +19,7 @@ from diffrl_lightning.metrics.synthesis import (
     joined_rows,
 )
 from diffrl_lightning.tools import report
-from diffrl_lightning.tools.sources import open_dataset, read
+from diffrl_lightning.tools.sources import read
 from diffrl_lightning.types import InputError
 
 
@@ -91,7 +92,7 @@ def quality(
 
 
 def _data(dataset: str, **source: Any) -> TransitionData:
-    return read(open_dataset(TransitionData, dataset, val_fraction=0.0, **source))
+    return read(TransitionData(dataset, val_fraction=0.0, **vars(SourceOptions(**source))))
 
 
 def _rows(data: TransitionData, index: np.ndarray) -> Rows:

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 
 from diffrl_lightning.data import SequenceData
+from diffrl_lightning.data.sources.base import SourceOptions
 from diffrl_lightning.data.writers import check_output, write_episodes
-from diffrl_lightning.tools.sources import load_role, open_dataset, read
+from diffrl_lightning.tools.sources import load_role, read
 from diffrl_lightning.types import InputError
 
 
@@ -40,7 +41,7 @@ def relabel(
     model = load_role(checkpoint, "a RelativeReward", "value", "rewards_of").eval()
     windows: Any = {name: model.hparams[name] for name in ("horizon", "stride")}
     windows |= {"padding": "edge", "val_fraction": 0}
-    data = open_dataset(SequenceData, dataset, **windows, **source)
+    data = SequenceData(dataset, **windows, **vars(SourceOptions(**source)))
     for name in ("observation_dim", "action_dim", "goal_dim"):
         if getattr(data, name) != model.hparams[name]:
             raise InputError(

@@ -18,11 +18,6 @@ from diffrl_lightning import (
 UMAZE = {"dataset": "pointmaze/umaze", "generate_steps": 6000, "goal_key": "none"}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _robotics():
-    pytest.importorskip("gymnasium_robotics")
-
-
 class Perfect(DiffusedValue):
     """Its futures are the data's own, or all in one place; its value is x."""
 

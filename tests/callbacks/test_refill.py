@@ -31,7 +31,7 @@ class World(pl.Callback):
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         step = trainer.global_step
-        trainer.datamodule.real.add(rows(50, 0.0 if step < 10 else 20.0, step))
+        trainer.datamodule.buffer.add(rows(50, 0.0 if step < 10 else 20.0, step))
         synthetic = trainer.datamodule.synthetic
         self.sizes.append(len(synthetic))
         if len(synthetic):
@@ -40,7 +40,7 @@ class World(pl.Callback):
 
 def replay():
     data = ReplayData(3, 1, capacity=5000, synthetic_capacity=400, batch_size=32)
-    data.real.add(rows(50, 0.0, 99))
+    data.buffer.add(rows(50, 0.0, 99))
     return data
 
 

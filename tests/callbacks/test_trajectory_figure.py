@@ -148,7 +148,6 @@ def test_the_callback_draws_outside_mazes(roles, tmp_path, keep_episodes):
 
 
 def test_the_callback_still_draws_mazes(tmp_path):
-    pytest.importorskip("gymnasium_robotics")
     data = SequenceData("pointmaze/umaze", horizon=8, padding="edge", generate_steps=6000)
     module = Diffuser(4, 2, goal_dim=2, **SIZE)
     options = {"num_episodes": 2, "acting": PlanActing(num_inference_steps=2)}

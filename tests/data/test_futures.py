@@ -60,6 +60,19 @@ def test_futures_come_with_steps_of_their_own_policy():
     assert futures[0]["context_observations"].shape == (8, 2)
 
 
+def test_repeated_starts_leave_the_context_alone():
+    """Steps near starts come again behind all others, with a context of their own origin."""
+    first, second = make((30, 20)), make((15, 15), actions=np.full((30, 1), 100.0, np.float32))
+    data = concatenate([first, second])
+    once = Futures(data, context_size=8)
+    futures = Futures(data, context_size=8, start_steps=5, start_repeats=3)
+    assert futures.num_starts == once.num_starts + 2 * 4 * 5
+    assert (futures.origin_begins.tolist(), futures.origin_ends.tolist()) == ([0, 50], [50, 80])
+    batch = futures[torch.arange(once.num_starts, futures.num_starts)]
+    own = (batch["context_actions"] == 100).flatten(1)
+    assert (own == (batch["origins"] == 1)[:, None]).all()
+
+
 @pytest.mark.parametrize("wrong", [{"discount": 1.0}, {"num_draws": 0}, {"context_size": -1}])
 def test_futures_refuse(wrong):
     with pytest.raises(InputError, match=next(iter(wrong))):

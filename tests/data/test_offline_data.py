@@ -14,10 +14,9 @@ from diffrl_lightning.data import (
     OnlineData,
     SequenceData,
     TransitionData,
-    sources,
 )
 from diffrl_lightning.data.online import GrowingData
-from diffrl_lightning.data.sources import SourceOptions
+from diffrl_lightning.data.sources import SourceOptions, d4rl
 from diffrl_lightning.types import InputError
 
 
@@ -29,7 +28,7 @@ def test_list_of_datasets(tmp_path):
     data.setup("fit")
     assert len(data.episodes) == 7
     np.testing.assert_array_equal(
-        data.episodes.rewards[300:], sources.load(str(second), SourceOptions()).rewards
+        data.episodes.rewards[300:], d4rl.load(str(second), SourceOptions()).rewards
     )
 
 

@@ -134,7 +134,7 @@ def test_batches_are_mixed_as_asked_and_all_real_until_there_is_enough():
     data = ReplayData(3, 1, synthetic_share=0.25, batch_size=32, capacity=100)
     with pytest.raises(InputError, match="no transitions yet"):
         data.batch(0)
-    data.real.add(rows(60, 0.0, 0))
+    data.buffer.add(rows(60, 0.0, 0))
     data.synthetic.add(rows(7, 100.0, 1))
     assert (data.batch(0)["observations"] < 50).all()
     data.synthetic.add(rows(1, 100.0, 2))

@@ -5,8 +5,6 @@ import numpy as np
 import pytest
 import torch
 
-pytest.importorskip("gymnasium_robotics")
-
 from diffrl_lightning.data import SequenceData
 from diffrl_lightning.data.sources import pointmaze
 from diffrl_lightning.envs.make import EnvConfig

@@ -6,7 +6,7 @@ import torch
 from test_episodes import make
 
 from diffrl_lightning.data import Transitions
-from diffrl_lightning.data.transitions import reward_map
+from diffrl_lightning.data.episodes import reward_map
 from diffrl_lightning.types import InputError
 
 
@@ -26,8 +26,7 @@ def test_rewards_by_name():
         "return_range": 1000 * rewards / (high - low),
     }
     for kind, values in expected.items():
-        scale, shift = reward_map(kind, episodes, train)
-        mapped = Transitions(episodes, reward_scale=scale, reward_shift=shift)
+        mapped = Transitions(episodes, reward_map=reward_map(kind, episodes, train))
         found = mapped[torch.arange(len(mapped))]["rewards"]
         np.testing.assert_allclose(found, values, rtol=1e-5, atol=1e-6)
         assert found.dtype == torch.float32
@@ -61,7 +60,7 @@ def test_transitions_of_several_steps():
     episodes = make((6, 2, 4), final_observed=np.array([False, True, True]))
     episodes.terminations[11] = True
     episodes.rewards[:] = np.arange(12) ** 2
-    transitions = Transitions(episodes, discount=0.9, n_steps=3, reward_scale=2.0, reward_shift=1.0)
+    transitions = Transitions(episodes, discount=0.9, n_steps=3, reward_map=(2.0, 1.0))
     assert len(transitions) == 11
     batch = transitions.__getitems__(list(range(11)))
     rows = [0, 1, 2, 3, 4, 6, 7, 8, 9, 10, 11]

@@ -28,7 +28,6 @@ def test_geometry():
 
 
 def test_geometry_agrees_with_the_simulator():
-    pytest.importorskip("gymnasium_robotics")
     env = EnvConfig("PointMaze_Medium-v3").make()
     theirs, ours = env.unwrapped.maze, Maze.of(env)
     for cell in ours.free_cells:
@@ -76,7 +75,6 @@ def test_bad_mazes():
     ],
 )
 def test_dictionary_observations_of_real_environments(env_id, keys, dims):
-    pytest.importorskip("gymnasium_robotics")
     config = EnvConfig(env_id, observation_keys=keys)
     env = config.make()
     observation, _ = env.reset(seed=0)

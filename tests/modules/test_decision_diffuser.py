@@ -262,7 +262,7 @@ def test_labels(monkeypatch, tmp_path, pendulum_file, returns_scale):
         ({"conditions": ()}, "must be return, skill, or both"),
         ({"n_obs_steps": 8}, "less than horizon=8"),
         ({"horizon": 7}, "use 6 or 8"),
-        ({"backbone": "mlp"}, "choose unet or dit"),
+        ({"backbone": "mlp"}, "choose one of unet, dit"),
     ],
 )
 def test_bad_models(kwargs, message):

@@ -32,7 +32,6 @@ def pendulum(**kwargs):
 
 
 def test_role_with_goals(tmp_path):
-    pytest.importorskip("gymnasium_robotics")
     data = SequenceData("pointmaze/umaze", horizon=8, padding="edge", generate_steps=6000)
     check_role(small(), data, tmp_path)
 

@@ -5,7 +5,6 @@ import torch
 from scipy.stats import kstest
 
 from diffrl_lightning import DiffusionDynamics, InputError
-from diffrl_lightning.diffusion import score_of
 from diffrl_lightning.nets import Normal
 
 SMALL = {"horizon": 8, "dim": 32, "depth": 1, "num_train_timesteps": 16, "ema_start": 0}
@@ -76,7 +75,7 @@ def learned():
         loss.backward()
         optimizer.step()
         schedule.step()
-        module.ema.update(module.denoiser, step + 1)
+        module.ema.update(step + 1)
     module.ends_share = info["ends_share"].item()
     return module.eval()
 
@@ -203,17 +202,6 @@ def test_actions_are_seen_as_noisy_as_the_trajectory_is():
     module.predict(torch.randn(4, 3), actions, num_inference_steps=32)
     signal = module.diffusion.alphas_cumprod[0].sqrt()
     torch.testing.assert_close(module.seen, signal * actions)
-
-
-def test_the_score_of_a_gaussian_is_its_closed_form():
-    states, actions = torch.randn(4, 5, 3), torch.randn(4, 5, 2)
-
-    def log_prob(x0, a):
-        return policy(x0).log_prob(a)
-
-    found = policy(states)
-    expected = (found.mean - actions) / found.std.square()
-    torch.testing.assert_close(score_of(log_prob)(states, actions), expected)
 
 
 @pytest.mark.parametrize(

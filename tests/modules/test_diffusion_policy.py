@@ -81,7 +81,7 @@ def test_two_modes_are_kept_that_a_cloner_averages():
         batch = {"observations": observations[rows], "actions": actions[rows]}
         module.compute_loss(batch)[0].backward()
         optimizer.step()
-        module.ema.update(module.denoiser, step + 1)
+        module.ema.update(step + 1)
     with torch.no_grad():
         drawn = module.decide(torch.zeros(4000, 3), ChunkActing())
     assert ((drawn.abs() - 0.8).abs() < 0.25).float().mean() > 0.98, "nothing lies between"

@@ -99,7 +99,7 @@ def test_an_actor_learns_what_is_rewarded():
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        module.target_critic.update(module.critic, step + 1)
+        module.target_critic.update(step + 1)
     found = module.policy(states)
     assert (before.mean - 0.6).abs().mean() > 0.3
     assert (found.mean - 0.6).abs().mean() < 0.1

@@ -26,7 +26,7 @@ def test_given_actions_lead_where_they_do():
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        module.ema.update(module.members, step + 1)
+        module.ema.update(step + 1)
     found = module.predict(
         torch.zeros(2, 1), torch.tensor([0.5, 1.5])[:, None, None].expand(-1, 6, 1)
     )

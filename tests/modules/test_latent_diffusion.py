@@ -77,7 +77,7 @@ def at_a_junction():
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        module.ema.update(module.denoiser, step + 1)
+        module.ema.update(step + 1)
     return module.eval()
 
 

@@ -89,7 +89,7 @@ def test_critics_learn_what_the_table_says(num_critics):
         loss.backward()
         optimizer.step()
         schedule.step()
-        module.target_critic.update(module.critic, step + 1)
+        module.target_critic.update(step + 1)
     found = module.critic(torch.eye(5), torch.eye(3).expand(5, -1, -1))
     expected = q[:4].expand(num_critics, -1, -1)
     torch.testing.assert_close(found[:, :4], expected, rtol=0.02, atol=0.02)
@@ -178,7 +178,7 @@ def test_candidates_are_the_same_whenever_a_run_goes_on(tmp_path, pendulum_file,
         found.append(module._candidates)
     assert torch.equal(*found)
     assert found[0].dtype == torch.float16
-    assert found[0].shape == (data.train_data.num_chunks, 3, 4)
+    assert found[0].shape == (data.train_data.num_starts, 3, 4)
 
 
 def test_candidates_that_do_not_fit_are_refused(tmp_path, pendulum_file, prior_ckpt):

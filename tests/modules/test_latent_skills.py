@@ -90,7 +90,7 @@ def learned(module, batch, num_updates):
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        module.ema.update(module.vae, step + 1)
+        module.ema.update(step + 1)
     return info
 
 

@@ -172,7 +172,7 @@ def trained(expert, steps=1000, module=None, **options):
         loss.backward()
         optimizer.step()
         schedule.step()
-        module.ema.update(module.reward_net, step + 1)
+        module.ema.update(step + 1)
     return module
 
 

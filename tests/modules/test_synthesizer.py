@@ -164,7 +164,7 @@ def test_classified_terminals_are_those_of_the_state_and_the_action(tmp_path):
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        module.classifier_ema.update(module.classifier, step + 1)
+        module.classifier_ema.update(step + 1)
     assert info["terminal_loss"] < 0.13
     x = module.encode(batch).repeat(5, 1)
     found = [module.decode(x, torch.Generator().manual_seed(s))["terminations"] for s in (0, 0, 1)]

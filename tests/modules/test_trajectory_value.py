@@ -39,7 +39,7 @@ def test_level_minus_one_is_the_trajectory_as_it_is():
         optimizer.zero_grad()
         module.compute_loss(batch)[0].backward()
         optimizer.step()
-    module.ema.update(module.value_net, step=1)
+    module.ema.update(step=1)
     x0 = module.trajectory.join(batch["actions"], batch["observations"])
 
     def error(xt, t):

@@ -56,7 +56,7 @@ def learned(steps=300, **options):
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        module.ema.update(module.actor, step + 1)
+        module.ema.update(step + 1)
     return module.decide(torch.randn(500, 3), Acting()).mean().item()
 
 

@@ -23,7 +23,7 @@ def test_backbones_by_name(backbone, cond_dim):
 @pytest.mark.parametrize(
     ("backbone", "kwargs", "message"),
     [
-        ("mlp", {}, "choose unet or dit"),
+        ("mlp", {}, "choose one of unet, dit"),
         ("unet", {"horizon": 7}, "use 6 or 8"),
         ("unet", {"dim": 12}, "multiple of 8"),
         ("dit", {"num_heads": 3}, r"multiple of 2 \* num_heads=3"),

@@ -82,7 +82,6 @@ def test_share_of_successes_where_the_environment_tells_them(
 
 
 def test_a_model_that_is_told_no_goal(tmp_path):
-    pytest.importorskip("gymnasium_robotics")
     maze = {"dataset": "pointmaze/umaze", "generate_steps": 6000}
     data = SequenceData(**maze, horizon=8, goal_key="none")
     model = Diffuser(4, 2, horizon=8, dim=16, dim_mults=(1, 2), num_train_timesteps=4)

@@ -80,7 +80,7 @@ def test_windows_are_of_the_episodes_that_the_models_did_not_see(tmp_path):
         windows, scale = held_out(ChunkData(str(path), horizon=51, **options), 1000)
         data = ChunkData(str(path), **options)
         data.setup("fit")
-        firsts = data.val_data[torch.arange(data.val_data.num_chunks)]["observations"][:, 0]
+        firsts = data.val_data[torch.arange(data.val_data.num_starts)]["observations"][:, 0]
         seen = (windows["observations"][:, :1] == firsts).all(-1).any(1)
         assert seen.all()
         assert windows["mask"].all()

@@ -73,7 +73,6 @@ def test_relabel(tmp_path, unnamed):
 
 
 def test_controls(tmp_path, capsys):
-    pytest.importorskip("gymnasium_robotics")
     file = write_d4rl(tmp_path / "maze.hdf5", observation_dim=4, action_dim=2)
     controls(str(file), num_episodes=2, env_id="PointMaze_UMaze-v3")
     table = [line.split(" | ") for line in capsys.readouterr().out.splitlines()]

@@ -52,7 +52,7 @@ def describe(dataset: str, options: SourceOptions) -> DatasetInfo:
             observation_dim=file["observations"].shape[1],
             action_dim=file["actions"].shape[1],
             env_id=env_id,
-            env_kwargs=options.env_kwargs,
+            env_kwargs=options.kwargs,
             ref_scores=stored_scores or d4rl_reference(options.env_id or env_id or ""),
         )
 
@@ -87,11 +87,9 @@ def load(dataset: str, options: SourceOptions) -> Episodes:
             rewards[block] = file["rewards"][block].reshape(-1)
         last = offsets[1:] + np.arange(e)  # rows of the final observations
         with_next = "next_observations" in file
-        observations[last] = (
-            _rows(file["next_observations"], offsets[1:] - 1)
-            if with_next
-            else observations[last - 1]
-        )
+        observations[last] = observations[last - 1]
+        if with_next:
+            observations[last] = _rows(file["next_observations"], offsets[1:] - 1)
     return Episodes(
         observations=observations,
         actions=actions,
@@ -120,8 +118,8 @@ def _time_limit(file: h5py.File, options: SourceOptions) -> int:
     """The environment's, or D4RL's usual 1000 steps."""
     env_id = options.env_id or _env_id(file)
     import_plugins()
-    known = env_id in gym.registry
-    return (gym.spec(env_id).max_episode_steps if known and env_id else None) or 1000
+    spec = gym.registry.get(env_id or "")
+    return (spec and spec.max_episode_steps) or 1000
 
 
 def _env_id(file: h5py.File) -> str | None:

@@ -27,6 +27,7 @@ from diffrl_lightning.envs.make import layout
 from diffrl_lightning.types import InputError
 
 _FIELDS = tuple(entry.name for entry in fields(Episodes) if entry.name != "origins")
+_DTYPES = {"actions": np.float32, "rewards": np.float32, "terminations": bool, "truncations": bool}
 
 
 def is_local(dataset: str) -> bool:
@@ -62,6 +63,9 @@ def describe(dataset: str, options: SourceOptions) -> DatasetInfo:
     prepare(dataset, options)
     opened = _open(dataset)
     observation_dim, goal_dim = options.dims(opened.observation_space)
+    actions = opened.action_space
+    if not isinstance(actions, gym.spaces.Box) or len(actions.shape) != 1:
+        raise InputError(f"Actions must be vectors of real numbers, not {actions}.")
     metadata = opened.storage.metadata
     spec = metadata.get("eval_env_spec") or metadata.get("env_spec") or "{}"
     spec = json.loads(spec) if isinstance(spec, str) else json.loads(spec.to_json())
@@ -71,10 +75,10 @@ def describe(dataset: str, options: SourceOptions) -> DatasetInfo:
     kwargs = (spec.get("kwargs") or {}) if options.env_id in (None, env_id) else {}
     return DatasetInfo(
         observation_dim=observation_dim,
-        action_dim=_flat_dim(opened.action_space),
+        action_dim=actions.shape[0],
         goal_dim=goal_dim,
         env_id=env_id,
-        env_kwargs=kwargs | dict(options.env_kwargs),
+        env_kwargs=kwargs | options.kwargs,
         ref_scores=d4rl_reference(env_id or "") if low is None or high is None else (low, high),
         num_steps=int(opened.total_steps),
     )
@@ -84,36 +88,39 @@ def load(dataset: str, options: SourceOptions) -> Episodes:
     """All episodes, from the cache where it is newer than the dataset."""
     opened = _open(dataset)
     keys, goal_key = layout(opened.observation_space, options.observation_keys, options.goal_key)
-    files = [p for p in get_dataset_path(dataset).rglob("*") if p.is_file()]
-    key = [dataset, keys, goal_key, str(get_dataset_path(dataset).resolve())]
-    stamp = max(p.stat().st_mtime_ns for p in files)
+    path = get_dataset_path(dataset)
+    key = [dataset, keys, goal_key, str(path.resolve())]
+    stamp = max(p.stat().st_mtime_ns for p in path.rglob("*") if p.is_file())
     digest = hashlib.sha256(json.dumps([*key, stamp]).encode()).hexdigest()[:16]
     root = Path(os.environ.get("DIFFRL_CACHE") or Path.home() / ".cache" / "diffrl_lightning")
     folder = root / f"{dataset.replace('/', '--')}-{digest}"
     if not folder.is_dir():
         _write_cache(folder, _read(opened, keys, goal_key))
-    arrays = {
-        name: np.load(folder / f"{name}.npy", mmap_mode="c", allow_pickle=False)
-        for name in _FIELDS
-        if (folder / f"{name}.npy").is_file()
-    }
-    return Episodes(**arrays)
+    files = folder.glob("*.npy")
+    return Episodes(**{p.stem: np.load(p, mmap_mode="c", allow_pickle=False) for p in files})
 
 
-def write(dataset: str, buffers: Iterable[EpisodeBuffer], **metadata: Any) -> None:
+def write(
+    dataset: str,
+    buffers: Iterable[EpisodeBuffer],
+    ref_scores: tuple[float, float] | None,
+    **metadata: Any,
+) -> None:
     """Write a dataset, whole or not at all.
 
     Args:
         dataset: its id.
         buffers: its episodes; they may come one by one.
-        metadata: keywords of ``minari.create_dataset_from_buffers``.
+        ref_scores: random and expert return.
+        metadata: other keywords of ``minari.create_dataset_from_buffers``.
     """
     root = get_dataset_path("")
     root.mkdir(parents=True, exist_ok=True)
     # Built in a folder beside and then moved, so that a killed process leaves no half dataset.
     scratch = Path(tempfile.mkdtemp(dir=root, prefix=".partial-"))
-    before = os.environ.get("MINARI_DATASETS_PATH")
+    before = dict(os.environ)
     os.environ["MINARI_DATASETS_PATH"] = str(scratch)
+    low, high = ref_scores or (None, None)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # about an address and a permalink
@@ -122,6 +129,8 @@ def write(dataset: str, buffers: Iterable[EpisodeBuffer], **metadata: Any) -> No
                 buffers,  # type: ignore[arg-type]
                 author="diffrl_lightning",
                 data_format="hdf5",
+                ref_min_score=low,
+                ref_max_score=high,
                 **metadata,
             )
         target = root / dataset
@@ -135,10 +144,8 @@ def write(dataset: str, buffers: Iterable[EpisodeBuffer], **metadata: Any) -> No
             if not is_local(dataset):
                 raise
     finally:
-        if before is None:
-            del os.environ["MINARI_DATASETS_PATH"]
-        else:
-            os.environ["MINARI_DATASETS_PATH"] = before
+        del os.environ["MINARI_DATASETS_PATH"]
+        os.environ.update(before)
         shutil.rmtree(scratch, ignore_errors=True)
 
 
@@ -149,31 +156,20 @@ def _open(dataset: str) -> minari.MinariDataset:
         raise InputError(f"The Minari dataset {dataset!r} can not be read: {error}.") from error
 
 
-def _flat_dim(space: gym.Space) -> int:
-    if not isinstance(space, gym.spaces.Box) or len(space.shape) != 1:
-        raise InputError(f"Actions must be vectors of real numbers, not {space}.")
-    return space.shape[0]
-
-
 def _read(dataset: minari.MinariDataset, keys: tuple[str, ...], goal_key: str | None) -> Episodes:
     lists: dict[str, list[Any]] = {name: [] for name in _FIELDS}
-    lengths = []
     episodes = dataset.iterate_episodes()
     for episode in tqdm(episodes, total=len(dataset), desc="Reading episodes", leave=False):
-        rows = len(episode.rewards)
         observations = episode.observations
         parts = [observations[key] for key in keys] if keys else [observations]
         flat = [np.asarray(p, np.float32).reshape(len(p), -1) for p in parts]
         lists["observations"].append(np.concatenate(flat, 1))
-        lists["actions"].append(np.asarray(episode.actions, np.float32))
-        lists["rewards"].append(np.asarray(episode.rewards, np.float32))
-        lists["terminations"].append(np.asarray(episode.terminations, bool))
-        truncations = np.array(episode.truncations, bool)
-        truncations[-1] |= not episode.terminations[-1]
-        lists["truncations"].append(truncations)
+        for name, dtype in _DTYPES.items():
+            lists[name].append(np.array(getattr(episode, name), dtype))
+        lists["truncations"][-1][-1] |= not episode.terminations[-1]
         if goal_key:  # an episode's first goal may be the one before; its last is its own
             lists["goals"].append(np.asarray(observations[goal_key][-1], np.float32)[None])
-        lengths.append(rows)
+    lengths = [len(rewards) for rewards in lists["rewards"]]
     joined = {name: np.concatenate(parts) for name, parts in lists.items() if parts}
     return Episodes(
         offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),

@@ -22,9 +22,7 @@ _HEADERS: dict[tuple[int, int], Any] = {
 def describe(dataset: str, options: SourceOptions) -> DatasetInfo:
     """Dimensions alone: the file does not name its environment."""
     shapes = _shapes(dataset)
-    return DatasetInfo(
-        shapes["observations"][1], shapes["actions"][1], env_kwargs=options.env_kwargs
-    )
+    return DatasetInfo(shapes["observations"][1], shapes["actions"][1], env_kwargs=options.kwargs)
 
 
 def prepare(dataset: str, options: SourceOptions) -> None:
@@ -72,16 +70,15 @@ def _shapes(dataset: str) -> dict[str, tuple[int, ...]]:
             for name in archive.namelist():
                 with archive.open(name) as file:
                     shape, _, dtype = _HEADERS[np.lib.format.read_magic(file)](file)
-                if dtype.hasobject:
-                    raise InputError(
-                        f"{dataset!r} holds pickled objects in {name!r}, which could run code and "
-                        "are not loaded: save plain numeric arrays."
-                    )
                 arrays[name.removesuffix(".npy")] = (shape, dtype)
     except (zipfile.BadZipFile, ValueError, KeyError, OSError) as error:
-        if isinstance(error, InputError):
-            raise
         raise InputError(f"{dataset!r} is not a readable npz file: {error}.") from error
+    for name, (_, dtype) in arrays.items():
+        if dtype.hasobject:
+            raise InputError(
+                f"{dataset!r} holds pickled objects in {name!r}, which could run code and are not "
+                "loaded: save plain numeric arrays."
+            )
     known = {name: array for name, array in arrays.items() if name in _REQUIRED}
     check_arrays(dataset, known, _REQUIRED)
     return {name: shape for name, (shape, _) in known.items()}

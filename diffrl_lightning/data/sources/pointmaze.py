@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import gymnasium as gym
 import numpy as np
@@ -28,15 +28,10 @@ from diffrl_lightning.envs.pointmaze import (
 )
 from diffrl_lightning.types import InputError
 
-_NAMESPACE = "pointmaze/"
+NAMESPACE = "pointmaze/"
 _DEFAULT_STEPS = 100_000
 _STREAM_STEPS = 5_000  # the agent is put elsewhere after so many steps
 _REFERENCE_EPISODES = 50
-
-
-def is_generated(dataset: str) -> bool:
-    """Whether an id names a dataset of this generator."""
-    return dataset.startswith(_NAMESPACE)
 
 
 def minari_id(dataset: str) -> str:
@@ -69,15 +64,15 @@ def describe(dataset: str, options: SourceOptions) -> DatasetInfo:
         raise InputError(
             f"The stored dataset {stored!r} is of another maze: choose another name, or delete it."
         )
-    if options.num_steps not in (None, found.num_steps):
+    if options.generate_steps not in (None, found.num_steps):
         name, _, version = stored.rpartition("-v")
         raise InputError(
             f"The stored dataset {stored!r} has {found.num_steps} steps, not generate_steps="
-            f"{options.num_steps}: ask for those, give it another version "
+            f"{options.generate_steps}: ask for those, give it another version "
             f"({name}-v{int(version) + 1}), or delete it."
         )
     # Scores of other rewards or time limits would be wrong.
-    changed = options.env_id or set(options.env_kwargs) - {"maze_map"}
+    changed = options.env_id or set(options.kwargs) - {"maze_map"}
     return replace(info, ref_scores=None if changed else found.ref_scores)
 
 
@@ -86,8 +81,8 @@ def prepare(dataset: str, options: SourceOptions) -> None:
     if not minari.is_local(minari_id(dataset)):
         generate(
             dataset,
-            num_steps=options.num_steps or _DEFAULT_STEPS,
-            maze_map=options.env_kwargs.get("maze_map"),
+            num_steps=options.generate_steps or _DEFAULT_STEPS,
+            maze_map=options.kwargs.get("maze_map"),
             env_id=options.env_id,
         )
 
@@ -134,7 +129,7 @@ def generate(
         raise InputError(
             f"There is a dataset {dataset!r} already: choose another name, or delete it."
         )
-    low, high = _reference_scores(config, seed)
+    scores = _reference_scores(config, seed)
     cells = [[0 if c == "g" else c for c in row] for row in config.kwargs["maze_map"]]
     name = _parts(dataset)
     env = gym.make(
@@ -148,12 +143,11 @@ def generate(
     minari.write(
         dataset,
         _collect(env, num_steps, action_noise, seed, name),
+        scores,
         env=env,
         eval_env=gym.make(config.env_id, **config.kwargs),
         algorithm_name="waypoint controller",
         description=f"PointMaze, PD waypoint controller, action noise {action_noise}",
-        ref_min_score=low,
-        ref_max_score=high,
     )
     env.close()
 
@@ -167,10 +161,9 @@ class _Name(NamedTuple):
 
 
 def _parts(dataset: str) -> _Name:
-    name = re.sub(r"-v\d+$", "", dataset.removeprefix(_NAMESPACE))
-    found = re.fullmatch(r"(.+?)(?:-to-(\d+)-(\d+))?(?:-rest-(\d+))?", name)
-    if found is None:
-        return _Name(name, None, 0)
+    name = re.sub(r"-v\d+$", "", dataset.removeprefix(NAMESPACE))
+    found = re.fullmatch(r"(.*?)(?:-to-(\d+)-(\d+))?(?:-rest-(\d+))?", name)
+    assert found is not None
     goal_cell = None if found[2] is None else (int(found[2]), int(found[3]))
     return _Name(found[1], goal_cell, int(found[4] or 0))
 
@@ -178,15 +171,11 @@ def _parts(dataset: str) -> _Name:
 def _evaluation_env(dataset: str, options: SourceOptions) -> EnvConfig:
     import_plugins()
     name, goal_cell, _ = _parts(dataset)
-    maze_map = options.env_kwargs.get("maze_map")
+    maze_map = options.kwargs.get("maze_map")
     if maze_map is None and name not in ENV_IDS:
         raise InputError(
             f"There is no maze {name!r}: choose one of {', '.join(ENV_IDS)}, or give env_kwargs a "
             "maze_map of your own."
-        )
-    if "PointMaze_Large-v3" not in gym.registry:
-        raise InputError(
-            "PointMaze needs gymnasium-robotics: pip install 'diffrl_lightning[robotics]'."
         )
     env_id = options.env_id or ENV_IDS.get(name, ENV_IDS["large"])
     maze_map = maze_map or gym.spec(ENV_IDS[name]).kwargs["maze_map"]
@@ -196,7 +185,7 @@ def _evaluation_env(dataset: str, options: SourceOptions) -> EnvConfig:
             raise InputError(f"{dataset!r} ends in a wall: choose one of the free cells, {free}.")
         maze_map = [[0 if cell == "g" else cell for cell in row] for row in maze_map]
     kwargs = evaluation_kwargs(maze_map, goal_cell or GOAL_CELLS.get(name))
-    others = {key: value for key, value in options.env_kwargs.items() if key != "maze_map"}
+    others = {key: value for key, value in options.kwargs.items() if key != "maze_map"}
     return EnvConfig(env_id, kwargs | others)
 
 
@@ -218,42 +207,24 @@ def _reference_scores(config: EnvConfig, seed: int) -> tuple[float, float]:
 def _collect(
     env: gym.Env, num_steps: int, noise: float, seed: int, name: _Name
 ) -> list[EpisodeBuffer]:
+    """Walk from goal to goal, or again and again to one; an episode a goal."""
     rng = np.random.default_rng(seed)
-    maze = Maze.of(env)
+    maze, base = Maze.of(env), cast(Any, env.unwrapped)
     assert maze is not None
+    options = None if name.goal_cell is None else {"goal_cell": np.array(name.goal_cell)}
+
+    def begin() -> np.ndarray:
+        """A state anywhere, with a goal anywhere or in the cell."""
+        return env.reset(seed=int(rng.integers(2**31)), options=options)[0]["observation"]
+
     buffers: list[EpisodeBuffer] = []
-    bar = tqdm(total=num_steps, desc="Generating PointMaze", unit="step")
-    for first in range(0, num_steps, _STREAM_STEPS):
-        length = min(_STREAM_STEPS, num_steps - first)
-        buffers += _stream(env, maze, length, noise, rng, len(buffers), name)
-        bar.update(length)
-    bar.close()
-    return buffers
-
-
-def _begin(env: gym.Env, rng: np.random.Generator, goal_cell: tuple[int, int] | None) -> np.ndarray:
-    """A state anywhere, with a goal anywhere or in a cell."""
-    options = None if goal_cell is None else {"goal_cell": np.array(goal_cell)}
-    return env.reset(seed=int(rng.integers(2**31)), options=options)[0]["observation"]
-
-
-def _stream(
-    env: gym.Env,
-    maze: Maze,
-    length: int,
-    noise: float,
-    rng: np.random.Generator,
-    first_id: int,
-    name: _Name,
-) -> list[EpisodeBuffer]:
-    """Walk from goal to goal, or again and again to one, for ``length`` steps; an episode a goal."""
-    state = _begin(env, rng, name.goal_cell)
-    controller = WaypointController(maze, rng)
-    goal = env.unwrapped.goal.copy()  # type: ignore[attr-defined]
-    states, actions = [state], []
-    rested = -1  # steps at the goal; -1 on the way
-    buffers: list[EpisodeBuffer] = []
-    for step in range(length):
+    for step in tqdm(range(num_steps), desc="Generating PointMaze", unit="step"):
+        if step % _STREAM_STEPS == 0:
+            state, controller = begin(), WaypointController(maze, rng)
+            states: list[np.ndarray] = []
+        if not states:
+            states, actions, goal = [state], [], base.goal.copy()
+            rested = -1  # steps at the goal; -1 on the way
         action = controller.act(state, goal) + noise * rng.standard_normal(2)
         action = np.clip(action, -1, 1).astype(np.float32)
         result, _, _, _, info = env.step(action)
@@ -262,12 +233,11 @@ def _stream(
         actions.append(action)
         if rested >= 0 or info["success"]:  # of the environment's goal, which is then another one
             rested += 1
-        if rested == name.rest_steps or step == length - 1:
-            buffers.append(_buffer(first_id + len(buffers), states, actions, goal))
+        if rested == name.rest_steps or (step + 1) % _STREAM_STEPS == 0 or step + 1 == num_steps:
+            buffers.append(_buffer(len(buffers), states, actions, goal))
+            states = []
             if name.goal_cell is not None:
-                state = _begin(env, rng, name.goal_cell)
-            states, actions, rested = [state], [], -1
-            goal = env.unwrapped.goal.copy()  # type: ignore[attr-defined]  # the next one
+                state = begin()
     return buffers
 
 

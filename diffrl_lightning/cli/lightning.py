@@ -16,11 +16,11 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_info
 
 from diffrl_lightning.callbacks import Checkpoint, Rollout, SampleWriter
+from diffrl_lightning.cli.parsing import SentenceParser
 from diffrl_lightning.modules import Synthesizer
 from diffrl_lightning.modules.base import Role
 from diffrl_lightning.modules.checkpoints import ROLE_KEY, read_checkpoint
 from diffrl_lightning.modules.checks import check_data
-from diffrl_lightning.parsing import SentenceParser
 from diffrl_lightning.tools.configs import find_config
 from diffrl_lightning.types import InputError
 

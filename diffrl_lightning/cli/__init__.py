@@ -57,7 +57,7 @@ def main(args: Sequence[str] | None = None) -> None:
         print(f"diffrl {__version__}")
     elif command in LIGHTNING:
         with exit_on_bad_input():
-            import_module("diffrl_lightning.lightning_cli").run([command, *rest])
+            import_module("diffrl_lightning.cli.lightning").run([command, *rest])
     elif command in TOOLS:
         with exit_on_bad_input(f"diffrl {command}"):
             _run_tool(command, rest)
@@ -102,7 +102,7 @@ def _run_tool(command: str, args: list[str]) -> None:
         return
     import torch
 
-    from diffrl_lightning.parsing import run_function
+    from diffrl_lightning.cli.parsing import run_function
 
     if command not in _ALL_THREADS:
         torch.set_num_threads(1)

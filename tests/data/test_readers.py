@@ -8,8 +8,8 @@ import pytest
 from conftest import write_d4rl
 from minari.data_collector import EpisodeBuffer
 
-from diffrl_lightning.data import Transitions, sources
-from diffrl_lightning.data.sources import SourceOptions
+from diffrl_lightning.data import Transitions
+from diffrl_lightning.data.sources import SourceOptions, reader
 from diffrl_lightning.data.sources import minari as minari_reader
 from diffrl_lightning.types import InputError
 
@@ -17,11 +17,11 @@ OPTIONS = SourceOptions()
 
 
 def load(dataset, options=OPTIONS):
-    return sources.load(str(dataset), options)
+    return reader(str(dataset)).load(str(dataset), options)
 
 
 def describe(dataset, options=OPTIONS):
-    return sources.describe(str(dataset), options)
+    return reader(str(dataset)).describe(str(dataset), options)
 
 
 def test_d4rl_layout(tmp_path):
