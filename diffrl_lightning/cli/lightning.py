@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import os
 import warnings
 from collections.abc import Iterator, Sequence
 from importlib import import_module
@@ -122,13 +123,15 @@ class DiffRLCLI(LightningCLI):
             self._get(self.config_init, "rollout").check(self.model, self.datamodule)
 
     def after_fit(self) -> None:
-        """Test the best checkpoint, where that was asked for."""
+        """Test the best checkpoint, where that was asked for, and say where its results are."""
         if self._get(self.config, "test_after_fit"):
             # Without a validation there is no best one, and the model is tested as it is.
             checkpoints: Any = self.trainer.checkpoint_callback
             best = getattr(checkpoints, "best_model_path", None) or None
-            rank_zero_info(f"Testing {best or 'the model as it is, for no validation chose one'}.")
             self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best)
+            tested = os.path.relpath(best) if best else "the model as it is at the end"
+            where = self._get(self.config_init, "rollout").results_path
+            rank_zero_info(f"Tested {tested}: {where or f'{self.trainer.log_dir}/results.json'}")
 
     def _parse_ckpt_path(self) -> None:
         """Check the checkpoint before anything is built, and take the model's arguments from it."""
