@@ -93,6 +93,7 @@ def test_a_file_that_everyone_reads(tmp_path, monkeypatch, pendulum_file, checkp
     np.testing.assert_array_equal(arrays["observations"][200:], last["observations"])
 
 
+@pytest.mark.slow
 def test_two_processes_killed_and_resumed(tmp_path, monkeypatch, pendulum_file, checkpoint):
     """The same rows as one process draws without a break."""
     monkeypatch.chdir(tmp_path)
@@ -244,6 +245,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 """
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_dataset(tmp_path):
     peaks = [
         int(

@@ -120,6 +120,7 @@ def values_are(module, states, expected, **sampling):
         assert (away < 0.02 * found + 2 * error).all(), (action, found, value, error)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("discount", [0.9, 0.95])
 def test_values_of_a_chain_are_those_of_the_linear_solve(discount):
     """What an action does depends on the state: where each is encoded by itself, Q is off by 9 %."""
@@ -144,6 +145,7 @@ def test_values_of_a_chain_are_those_of_the_linear_solve(discount):
     values_are(module, states, {None: v, -1.0: q[0], 1.0: q[1]}, num_samples=50_000)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("discount", [0.9, 0.95])
 def test_values_of_a_linear_gaussian_system_are_those_of_the_linear_solve(discount):
     """s' = a s + b u + w with u ~ N(0, 1) and w ~ N(0, c^2), of the reward 3 + s - 0.3 s^2 - 0.5 u.

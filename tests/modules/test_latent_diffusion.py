@@ -128,7 +128,8 @@ def test_the_last_step_must_leave_no_signal():
 
 
 @pytest.mark.parametrize(
-    ("wrong", "match"), [({"snr_gamma": 0.0}, "snr_gamma"), ({"cond_drop_prob": 2.0}, "chance")]
+    ("wrong", "match"),
+    [({"snr_gamma": 0.0}, "snr_gamma"), ({"cond_drop_prob": 2.0}, "drop_prob=2.0 must lie in")],
 )
 def test_refuses(wrong, match):
     with pytest.raises(InputError, match=match):
