@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from diffrl_lightning.types import InputError
+from diffrl_lightning.types import InputError, TrainingData, at_least, one_of
 
 NormalizerKind = Literal["gaussian", "limits", "cdf", "none"]
 BOUNDED = ("limits", "cdf")  # these map the data to [-1, 1]
@@ -16,8 +15,10 @@ _LEAST_SHARE = 0.005  # of the rows that are equal, from which on they pile up
 _LEAST_ROWS = 10
 
 
-class Normalizer(nn.Module, ABC):
+class Normalizer(nn.Module):
     """Maps data (..., D) in environment units to the scale a network works on, and back.
+
+    This one leaves them as they are.
 
     Args:
         dim: D.
@@ -31,11 +32,9 @@ class Normalizer(nn.Module, ABC):
         self.register_buffer("fitted", torch.tensor(False))
 
     def fit(self, data: Tensor, rows: Tensor | None = None) -> None:
-        """Take the statistics of ``data`` (N, D), a dimension at a time, so that none is copied whole.
+        """Take the statistics of data (N, D), or of the rows where ``rows`` (N,) is True.
 
-        Args:
-            data: (N, D).
-            rows: (N,) bool, which of the rows count; default all.
+        They are taken a dimension at a time, so that data are not copied whole.
 
         Raises:
             InputError: if the data have another width, or are not finite.
@@ -45,23 +44,20 @@ class Normalizer(nn.Module, ABC):
         for dim in range(self.dim):
             column = data[:, dim] if rows is None else data[rows, dim]
             if not bool(torch.isfinite(column).all()):
-                raise InputError(
-                    "The data hold NaN or infinite values: remove them from the dataset."
-                )
+                raise InputError("The data hold NaN or infinite values: remove them.")
             self._fit(dim, column)
         self.fitted.fill_(True)
 
-    @abstractmethod
     def _fit(self, dim: int, column: Tensor) -> None:
         """Take the statistics of one dimension's values (N,)."""
 
-    @abstractmethod
     def normalize(self, x: Tensor) -> Tensor:
         """(..., D) in environment units -> (..., D) normalised."""
+        return x
 
-    @abstractmethod
     def unnormalize(self, x: Tensor) -> Tensor:
         """(..., D) normalised -> (..., D) in environment units."""
+        return x
 
 
 class GaussianNormalizer(Normalizer):
@@ -123,20 +119,15 @@ class LimitsNormalizer(Normalizer):
 class CDFNormalizer(Normalizer):
     """The empirical distribution function of each dimension, mapped to [-1, 1].
 
-    The function is kept as ``num_quantiles`` quantiles and interpolated between them. Values outside
-    the data go to -1 and 1; a constant dimension goes to 0 and comes back as its constant.
-
-    Args:
-        dim: D.
-        num_quantiles: knots of the interpolation.
+    The function is kept as 1025 quantiles and interpolated between them. Values outside the data go to
+    -1 and 1; a constant dimension goes to 0 and comes back as its constant.
     """
 
     quantiles: Tensor
 
-    def __init__(self, dim: int, num_quantiles: int = 1025) -> None:
+    def __init__(self, dim: int) -> None:
         super().__init__(dim)
-        knots = torch.linspace(-1, 1, num_quantiles).expand(dim, -1)
-        self.register_buffer("quantiles", knots.clone())
+        self.register_buffer("quantiles", torch.linspace(-1, 1, 1025).repeat(dim, 1))
 
     def _fit(self, dim: int, column: Tensor) -> None:
         n, k = len(column), self.quantiles.shape[1]
@@ -152,8 +143,7 @@ class CDFNormalizer(Normalizer):
         last = self.quantiles.shape[1] - 1
         left = torch.searchsorted(self.quantiles, flat)
         right = torch.searchsorted(self.quantiles, flat, right=True)
-        below = (left - 1).clamp(0, last)
-        above = right.clamp(0, last)
+        below, above = (left - 1).clamp(0, last), right.clamp(0, last)
         q_below, q_above = self.quantiles.gather(1, below), self.quantiles.gather(1, above)
         gap = q_above - q_below
         between = below + (flat - q_below) / torch.where(gap > 0, gap, 1.0) * (above - below)
@@ -169,21 +159,6 @@ class CDFNormalizer(Normalizer):
         knots = self.quantiles
         low_values, high_values = knots.gather(1, low), knots.gather(1, (low + 1).clamp_max(last))
         return torch.lerp(low_values, high_values, position - low).T.reshape(x.shape)
-
-
-class IdentityNormalizer(Normalizer):
-    """Leaves data as they are."""
-
-    def _fit(self, dim: int, column: Tensor) -> None:
-        """Nothing to take."""
-
-    def normalize(self, x: Tensor) -> Tensor:
-        """(..., D) -> (..., D)."""
-        return x
-
-    def unnormalize(self, x: Tensor) -> Tensor:
-        """(..., D) -> (..., D)."""
-        return x
 
 
 class BoundNormalizer(Normalizer):
@@ -211,7 +186,7 @@ class BoundNormalizer(Normalizer):
         self.register_buffer("offset", torch.zeros(self.dim))
 
     def fit(self, data: Tensor, rows: Tensor | None = None) -> None:
-        """As :meth:`Normalizer.fit`; at least 10 rows, and 0.5 % of all, pile up."""
+        """As :meth:`Normalizer.fit`; a bound has at least 10 rows, and 0.5 % of all."""
         super().fit(data, rows)
         self.inner.fitted.fill_(True)
 
@@ -228,7 +203,7 @@ class BoundNormalizer(Normalizer):
         return self.inner.normalize(_moved(x, self.low, self.high, self.offset))
 
     def unnormalize(self, x: Tensor) -> Tensor:
-        """(..., D) -> (..., D), none beyond an end at which values pile up."""
+        """(..., D) -> (..., D), within the ends at which values pile up."""
         x = self.inner.unnormalize(x)
         for bound, beyond in ((self.high, x - self.high), (self.low, self.low - x)):
             outside = beyond > 0
@@ -242,21 +217,15 @@ def _moved(x: Tensor, low: Tensor, high: Tensor, offset: Tensor) -> Tensor:
 
 
 def make_normalizer(kind: NormalizerKind, dim: int, bound_gap: float = 0.0) -> Normalizer:
-    """A normaliser by name, in a :class:`BoundNormalizer` where there is to be a gap.
-
-    Raises:
-        InputError: if the name is unknown, or the gap negative.
-    """
-    if bound_gap < 0:
-        raise InputError(f"{bound_gap=} must be at least 0; 0 leaves values as they are.")
+    """A normaliser by name, in a :class:`BoundNormalizer` where there is to be a gap."""
     kinds: dict[str, type[Normalizer]] = {
         "gaussian": GaussianNormalizer,
         "limits": LimitsNormalizer,
         "cdf": CDFNormalizer,
-        "none": IdentityNormalizer,
+        "none": Normalizer,
     }
-    if kind not in kinds:
-        raise InputError(f"normalizer={kind!r} is unknown: choose one of {', '.join(kinds)}.")
+    one_of([*kinds], normalizer=kind)
+    at_least(0, bound_gap=bound_gap)
     normalizer = kinds[kind](dim)
     return BoundNormalizer(normalizer, bound_gap) if bound_gap else normalizer
 
@@ -284,10 +253,10 @@ class TrajectoryNormalizer(nn.Module):
         self.actions = make_normalizer(action_kind or kind, action_dim, bound_gap)
         self.observations = make_normalizer(kind, observation_dim, bound_gap)
 
-    def fit(self, datamodule: Any) -> None:
+    def fit(self, data: TrainingData) -> None:
         """Take the statistics of the training episodes."""
-        self.actions.fit(*datamodule.training_rows("actions"))
-        self.observations.fit(*datamodule.training_rows("observations"))
+        self.actions.fit(*data.training_rows("actions"))
+        self.observations.fit(*data.training_rows("observations"))
 
     def join(self, actions: Tensor, observations: Tensor) -> Tensor:
         """(..., A) and (..., O) in environment units -> (..., A + O) normalised."""

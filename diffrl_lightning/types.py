@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import (
@@ -47,23 +48,33 @@ def at_least(least: float, **values: float | None) -> None:
     Raises:
         InputError: naming the first of them.
     """
-    for name, value in values.items():
-        if value is not None and not value >= least:
-            raise InputError(f"{name}={value} must be at least {least}.")
+    _refuse(values, lambda value: value >= least, f"be at least {least}")
 
 
 def above(bound: float, **values: float | None) -> None:
     """Refuse arguments that are not above a bound; as :func:`at_least`."""
-    for name, value in values.items():
-        if value is not None and not value > bound:
-            raise InputError(f"{name}={value} must be above {bound}.")
+    _refuse(values, lambda value: value > bound, f"be above {bound}")
 
 
 def within(low: float, high: float, **values: float | None) -> None:
     """Refuse arguments outside [low, high]; as :func:`at_least`."""
+    _refuse(values, lambda value: low <= value <= high, f"lie in [{low}, {high}]")
+
+
+def between(low: float, high: float, **values: float | None) -> None:
+    """Refuse arguments outside (low, high); as :func:`at_least`."""
+    _refuse(values, lambda value: low < value < high, f"lie in ({low}, {high})")
+
+
+def shares(**values: float | None) -> None:
+    """Refuse arguments outside (0, 1], such as discounts and target rates; as :func:`at_least`."""
+    _refuse(values, lambda value: 0 < value <= 1, "lie in (0, 1]")
+
+
+def _refuse(values: dict[str, Any], allowed: Callable[[Any], bool], rule: str) -> None:
     for name, value in values.items():
-        if value is not None and not low <= value <= high:
-            raise InputError(f"{name}={value} must lie in [{low}, {high}].")
+        if value is not None and not allowed(value):
+            raise InputError(f"{name}={value} must {rule}.")
 
 
 def one_of(choices: Sequence[Any], **values: Any) -> None:
@@ -95,8 +106,11 @@ class Acting:
         hints = get_type_hints(type(self))
         for entry in fields(self):
             value, hint = getattr(self, entry.name), hints[entry.name]
-            if get_origin(hint) is Literal:
-                one_of(get_args(hint), **{entry.name: value})
+            if isinstance(value, float) and math.isnan(value):
+                raise InputError(f"{entry.name}=nan must be a number.")
+            for kind in (hint, *get_args(hint)):  # a Literal, or one among alternatives
+                if get_origin(kind) is Literal:
+                    one_of(get_args(kind), **{entry.name: value})
             for cls in type(self).__mro__:
                 bound = vars(cls).get("least", {}).get(entry.name)
                 if bound is not None:
@@ -210,12 +224,15 @@ class EnvSource(Protocol):
     @property
     def ref_scores(self) -> tuple[float, float] | None:
         """Random and expert return, for the normalised score."""
+        return None
 
     def make_env(self, render_mode: str | None = None) -> Any:
         """One evaluation environment with flat observations."""
+        raise InputError("The data name no environment: roll out with data that do.")
 
     def make_vector_env(self, num_envs: int, asynchronous: bool = False) -> Any:
         """A ``gymnasium.vector.VectorEnv`` of evaluation environments, autoreset disabled."""
+        raise InputError("The data name no environment: roll out with data that do.")
 
 
 class TrainingData(EnvSource, Protocol):
@@ -253,6 +270,8 @@ class TrainingData(EnvSource, Protocol):
 
     def action_space(self) -> Any:
         """The environment's bounds of actions, None where no environment is known."""
+        return None
 
     def check_goal_leads_state(self) -> None:
         """Refuse an environment whose goal is not about the first entries of the state."""
+        return

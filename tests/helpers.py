@@ -5,21 +5,24 @@ import subprocess
 import sys
 from pathlib import Path
 
+import yaml
 from modules.role_tester import ready, saved, small_prior, small_skills
 
+import diffrl_lightning
 from diffrl_lightning import DiffusedValue, Diffuser, FutureData, SequenceData
 
 CONFIGS = Path(__file__).parent / "configs"
-CONFIG = CONFIGS / "diffuser.yaml"
-SILENT = (  # roles that do not act
-    "trajectory_value",
-    "data_synthesizer",
-    "trajectory_synthesizer",
-    "diffused_value",
-    "relative_reward",
-    "diffusion_dynamics",
-    "ensemble_dynamics",
-)
+TINY = str(CONFIGS / "tiny.yaml")
+
+
+def _role(path):
+    """The class that a configuration names."""
+    return getattr(diffrl_lightning, yaml.safe_load(path.read_text())["model"]["class_path"])
+
+
+ROLES = {path.stem: _role(path) for path in sorted(CONFIGS.glob("*.yaml")) if path.stem != "tiny"}
+SILENT = [name for name, role in ROLES.items() if role.acting is None]  # roles that do not act
+ACTING = [name for name in ROLES if name not in SILENT]
 
 
 def diffrl_command(*args):
@@ -38,7 +41,9 @@ def diffrl(*args, cwd, check=True, timeout=240):
 
 
 def fit_args(dataset, *more, role="diffuser"):
-    return ["fit", "-c", str(CONFIGS / f"{role}.yaml"), f"--data.dataset={dataset}", *more]
+    """Arguments that fit a tiny role on a dataset."""
+    config = str(CONFIGS / f"{role}.yaml")
+    return ["fit", "-c", TINY, "-c", config, f"--data.dataset={dataset}", *more]
 
 
 def companions(role, folder, dataset):

@@ -1,166 +1,200 @@
-"""Who may import whom, as the README draws it; and every shipped configuration parses."""
+"""Who may import whom; arguments that are written once; and every shipped configuration parses."""
 
 import ast
 import inspect
 import re
 from pathlib import Path
-from unittest.mock import patch
 
 import pytest
 import yaml
+from jsonargparse import ArgumentParser
 
 import diffrl_lightning
 from diffrl_lightning import cli
-from diffrl_lightning.cli import DiffRLCLI
+from diffrl_lightning.cli import lightning
+from diffrl_lightning.cli.lightning import DiffRLCLI
+from diffrl_lightning.modules.checkpoints import roles
+from diffrl_lightning.tools.configs import shipped_configs
 
 PACKAGE = Path(diffrl_lightning.__file__).parent
 ROOT = PACKAGE.parent
-TORCH = {"types"}
+LEAF = {"types"}
+CALLBACKS = LEAF | {"policies", "metrics", "envs", "data", "figures"}
+MODULES = LEAF | {"diffusion", "nets", "policies", "normalizers"}
 ALLOWED = {
     "types": set(),
-    "normalizers": TORCH,
-    "diffusion": TORCH,
-    "nets": TORCH,
-    "metrics": TORCH,
-    "policies": TORCH,
-    "envs": TORCH,
-    "data": TORCH | {"normalizers", "envs"},
-    "modules": TORCH | {"diffusion", "nets", "policies", "normalizers"},
-    "callbacks": TORCH | {"policies", "metrics", "envs", "data"},
-    "cli": TORCH | {"modules", "data", "callbacks"},
-    "compare": TORCH | {"modules", "data", "callbacks", "cli"},
-    "controls": TORCH | {"policies", "data", "callbacks", "envs", "cli"},
-    "dynamics_error": TORCH | {"modules", "data", "normalizers", "cli"},
-    "generate": {"data", "cli"},
-    "imagination_error": TORCH | {"modules", "data", "envs", "cli"},
-    "quality": TORCH | {"data", "envs", "metrics", "callbacks", "cli"},
-    "relabel": TORCH | {"modules", "data", "cli"},
-    "skill_error": TORCH | {"modules", "data", "envs", "dynamics_error", "cli"},
-    "value_ranks": TORCH | {"modules", "data", "nets", "normalizers", "cli"},
-    "__init__": TORCH | {"modules", "data", "callbacks"},
+    "normalizers": LEAF,
+    "diffusion": LEAF,
+    "nets": LEAF,
+    "metrics": LEAF,
+    "policies": LEAF,
+    "envs": LEAF,
+    "figures": LEAF,
+    "data": LEAF | {"normalizers", "envs"},
+    "modules": MODULES,
+    "callbacks": CALLBACKS,
+    "tools": CALLBACKS | MODULES | {"modules", "callbacks"},
+    "public": LEAF | {"modules", "data", "callbacks", "diffusion"},
+    "cli": LEAF | {"public", "tools", "modules", "data", "callbacks"},
+    "__init__": {"public"},
     "__main__": {"cli"},
 }
+FILES = sorted(PACKAGE.rglob("*.py"))
 
 
-def part(path):
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+def module_name(path):
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def imported_parts(path):
+MODULE_NAMES = {module_name(path) for path in FILES}
+
+
+def imported_modules(path):
+    """Modules of the package that a file imports, at its top or inside a function."""
     for node in ast.walk(ast.parse(path.read_text())):
-        names = []
         if isinstance(node, ast.ImportFrom) and node.module:
             assert node.level == 0, f"{path}: absolute imports only"
-            names = [node.module, *(f"{node.module}.{a.name}" for a in node.names)]
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                yield inner if inner in MODULE_NAMES else node.module
         elif isinstance(node, ast.Import):
-            names = [a.name for a in node.names]
-        for name in names:
-            pieces = name.split(".")
-            if pieces[0] == PACKAGE.name and len(pieces) > 1:
-                candidate = PACKAGE / pieces[1]
-                if candidate.is_dir() or candidate.with_suffix(".py").is_file():
-                    yield pieces[1]
+            yield from (alias.name for alias in node.names)
 
 
-@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: p.stem)
+def part(name):
+    pieces = name.split(".")
+    return pieces[1] if len(pieces) > 1 else "__init__"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_imports(path):
-    me = part(path)
+    me = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
     assert me in ALLOWED, f"{me} has no place in the architecture"
-    assert set(imported_parts(path)) - {me} <= ALLOWED[me]
+    found = {part(name) for name in imported_modules(path) if name in MODULE_NAMES}
+    assert found - {me, "__init__"} <= ALLOWED[me]
+
+
+def test_imports_make_no_circle():
+    graph = {
+        module_name(path): {n for n in imported_modules(path) if n in MODULE_NAMES}
+        for path in FILES
+    }
+    left = dict(graph)
+    while free := [name for name, wanted in left.items() if not wanted & left.keys() - {name}]:
+        for name in free:
+            del left[name]
+    assert not left, f"a circle among {sorted(left)}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_files_read_at_one_sitting(path):
+    assert len(path.read_text().splitlines()) <= 300
 
 
 def test_roles_never_import_roles():
+    """But for bases, and for the role that they are a kind of."""
+    kinds = {"dynamics_agent": {"diffusion_dynamics"}}
+    concrete = [cls for cls in roles(diffrl_lightning.Role).values() if not inspect.isabstract(cls)]
+    files = {Path(inspect.getfile(cls)).stem for cls in concrete}
     for path in (PACKAGE / "modules").glob("*.py"):
-        if path.stem in ("__init__", "base", "checkpoints", "optimization"):
-            continue
-        text = path.read_text()
-        imports = [
-            line.split()[1] for line in text.splitlines() if "diffrl_lightning.modules" in line
-        ]
-        assert len(imports) == 1
-        base = imports[0].rsplit(".", 1)[-1]
-        kinds = {"dynamics_agent": "diffusion_dynamics"}  # a role that is a kind of another
-        assert base in ("base", "synthesizer", kinds.get(path.stem)), "bases alone"
+        if path.stem in files:
+            names = {n.rsplit(".", 1)[-1] for n in imported_modules(path) if ".modules." in n}
+            assert not names & files - {path.stem} - kinds.get(path.stem, set()), path.stem
 
 
-@pytest.mark.parametrize(
-    "name", [n for n in diffrl_lightning.__all__ if n not in ("InputError", "DiffusionModule")]
-)
-def test_constructors_take_plain_values_that_are_documented(name):
+PUBLIC = [getattr(diffrl_lightning, name) for name in diffrl_lightning.__all__]
+BASES = ("InputError", "Role", "Role", "Synthesizer")
+CLASSES = [cls for cls in PUBLIC if cls.__name__ not in BASES]
+
+
+@pytest.mark.parametrize("cls", CLASSES, ids=lambda c: c.__name__)
+def test_help_explains_every_argument(cls):
+    parser = ArgumentParser()
+    parser.add_class_arguments(cls, "it", fail_untyped=True)
+    for action in parser._actions:
+        if action.dest.startswith("it."):
+            assert action.help, action.dest
+
+
+@pytest.mark.parametrize("cls", CLASSES, ids=lambda c: c.__name__)
+def test_arguments_are_documented_once(cls):
+    seen = set()
+    for base in cls.__mro__:
+        if base.__module__.startswith("diffrl_lightning"):
+            text = inspect.getdoc(base) if "__doc__" in vars(base) else ""
+            found = set(
+                re.findall(
+                    r"^    (\w+): ", text.partition("Args:")[2].partition("Raises:")[0], re.M
+                )
+            )
+            found -= {"training", "shared"}
+            assert not found & seen, f"{base.__name__} documents {found & seen} again"
+            seen |= found
+
+
+@pytest.mark.parametrize("cls", roles(diffrl_lightning.Role).values(), ids=lambda c: c.__name__)
+def test_constructors_take_plain_values(cls):
     """Scalars, tuples and Literals: the one style whose checkpoints reload everywhere."""
-    cls = getattr(diffrl_lightning, name)
-    for argument in list(inspect.signature(cls.__init__).parameters.values())[1:]:
-        assert argument.kind not in (argument.VAR_KEYWORD, argument.VAR_POSITIONAL), name
-    if hasattr(cls, "compute_loss"):
-        for argument in inspect.signature(cls.__init__).parameters:
-            if argument not in ("self", "args", "kwargs"):
-                assert f"{argument}:" in cls.__doc__, f"{name} does not explain {argument}"
+    for argument in inspect.signature(cls.__init__).parameters.values():
+        plain = not re.search(r"\b(Any|Module|list|dict)\b", str(argument.annotation))
+        assert plain or argument.kind is argument.VAR_KEYWORD or argument.name == "self"
 
 
-CONFIGS = sorted(p for p in (ROOT / "configs").rglob("*.yaml") if p.parent.name != "compare")
+CONFIGS = {name for name in shipped_configs() if not name.startswith(("compare/", "overlays/"))}
+ACTING = {name: role for name, role in roles(diffrl_lightning.Role).items() if role.acting}
 
 
-def files_with(path):
-    """An overlay names no class: the experiment that it belongs to comes before it."""
-    if "class_path" in yaml.safe_load(path.read_text()).get("model", {}):
-        return [path]
-    if path.parent.name != "overlays":
-        for base in path.parent.glob("*.yaml"):
-            if path.stem.startswith(f"{base.stem}_"):
-                return [base, path]
-        base = "kitchen" if path.parent.name == "diffusion_policy" else "mujoco"
-        alone = path.parent / f"{base}_paper.yaml"
-        if path.stem.endswith("_paper") and path != alone:
-            base = alone.stem
-        return [path.parent / f"{base}.yaml", path]
-    bases = {"halfcheetah": "diffuser/mujoco.yaml"}
-    return [ROOT / "configs" / bases.get(path.stem, "quickstart.yaml"), path]
-
-
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: f"{p.parent.name}-{p.stem}")
-def test_shipped_configurations_parse(path):
-    pytest.importorskip("gymnasium_robotics")
-    args = ["fit", *(a for f in files_with(path) for a in ("-c", str(f)))]
-    config = parse(args)
-    assert config.fit.model.class_path
-    data = config.fit.data.init_args
-    assert data.get("dataset") or data.get("env_id")
-
-
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: f"{p.parent.name}-{p.stem}")
-def test_an_overlay_drops_no_keyword_of_the_policy(path):
-    """A later file's dictionary takes the place of an earlier one's as a whole."""
-    texts = [yaml.safe_load(file.read_text()) for file in files_with(path)]
-    given = [text.get("rollout", {}).get("policy_kwargs") for text in texts]
-    if None not in given:
-        assert given[0].keys() <= given[-1].keys()
-
-
-@pytest.mark.parametrize(
-    "role", ["Diffuser", "DecisionDiffuser", "DiffusionPolicy", "DiffusionQL", "IDQL", "LatentQ"]
-)
-def test_rows_of_comparisons_are_keywords_of_the_policy(role):
-    name = re.sub("(?<=[a-z])(?=[A-Z])", "_", role).lower()
-    role = getattr(diffrl_lightning, role)
-    keywords = set(inspect.signature(role.make_policy).parameters)
-    paths = list((ROOT / "configs" / "compare").glob(f"{name}*.yaml"))
-    assert paths
-    for path in paths:
-        for row, kwargs in yaml.safe_load(path.read_text()).items():
-            assert set(kwargs) <= keywords, row
-
-
-def parse(args):
+def parse(args, monkeypatch):
     """What the command line makes of its arguments, without building anything."""
 
     class ParsedError(Exception):
-        def __init__(self, config):
-            self.config = config
+        pass
 
     class ParseOnly(DiffRLCLI):
-        def before_instantiate_classes(self):
-            raise ParsedError(self.config)
+        def instantiate_classes(self):
+            raise ParsedError(self.config[self.config.subcommand])
 
-    with patch.object(cli, "DiffRLCLI", ParseOnly), pytest.raises(ParsedError) as parsed:
+    monkeypatch.setattr(lightning, "DiffRLCLI", ParseOnly)
+    with pytest.raises(ParsedError) as parsed:
         cli.main(args)
-    return parsed.value.config
+    return parsed.value.args[0]
+
+
+@pytest.mark.parametrize("name", sorted(CONFIGS))
+def test_shipped_configurations_are_whole(name, monkeypatch):
+    """They parse alone, say what they are, and are called by their role and environment."""
+    config = parse(["fit", "-c", name], monkeypatch)
+    text = shipped_configs()[name].read_text().splitlines()
+    assert 1 <= sum(line.startswith("#") for line in text) <= 3
+    assert text[0].startswith("# ")
+    data = config.data.init_args
+    assert data.get("dataset") or data.get("env_id")
+    role = getattr(diffrl_lightning, config.model.class_path.rpartition(".")[2])
+    if config.rollout.acting is not None:
+        assert config.rollout.acting.class_path.endswith(f".{role.acting.__name__}")
+    if name != "quickstart":
+        folder, _, env = name.partition("/")
+        assert folder.replace("_", "") == role.__name__.lower()
+        assert config.name == f"{env.removesuffix('_paper')}_{folder}" + "_paper" * (
+            env.endswith("_paper")
+        )
+
+
+@pytest.mark.parametrize("name", ["overlays/gpu", "overlays/ddp", "overlays/debug"])
+def test_overlays_are_the_machine_alone(name, monkeypatch):
+    plain = parse(["fit", "-c", "quickstart"], monkeypatch)
+    laid_over = parse(["fit", "-c", "quickstart", "-c", name], monkeypatch)
+    assert laid_over.trainer != plain.trainer
+    assert laid_over.model == plain.model
+    assert laid_over.rollout.acting == plain.rollout.acting
+
+
+@pytest.mark.parametrize("name", sorted(n for n in shipped_configs() if n.startswith("compare/")))
+def test_rows_of_comparisons_are_ways_to_act(name):
+    """Of the role that the file is called by."""
+    file = name.removeprefix("compare/").replace("_", "")
+    kinds = [role.acting for role in ACTING.values() if file.startswith(role.__name__.lower())]
+    assert len(kinds) == 1 or file == "plain"
+    for row, choices in yaml.safe_load(shipped_configs()[name].read_text()).items():
+        assert not choices or kinds[0](**choices), row

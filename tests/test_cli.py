@@ -7,26 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from conftest import write_d4rl
-from helpers import CONFIG, CONFIGS, companions, diffrl, fit_args
+from helpers import ACTING, CONFIGS, ROLES, TINY, companions, diffrl, fit_args
 
-from diffrl_lightning import (
-    IDQL,
-    TD3BC,
-    BehaviourCloning,
-    DecisionDiffuser,
-    DiffusedValue,
-    DiffusionModule,
-    DiffusionPolicy,
-    DiffusionQL,
-    DynamicsAgent,
-    LatentDiffusion,
-    LatentQ,
-    LatentSkills,
-    RelativeReward,
-    TrajectoryValue,
-    ValuePolicy,
-)
+from diffrl_lightning import DiffusedValue, Role, TrajectoryValue
 from diffrl_lightning.cli import main
 
 CHECKPOINTS = Path("runs/diffrl/version_0/checkpoints")
@@ -35,15 +20,9 @@ TWO_STEPS = ("--trainer.max_steps=2", "--trainer.val_check_interval=2", "--test_
 KEYS = {"return_mean", "return_sem", "decision_ms", "num_episodes", "seeds", "versions"}
 
 
-def config_name(role):
-    """``DiffusionQL`` -> ``diffusion_ql``."""
-    names = {IDQL: "idql", TD3BC: "td3_bc", DiffusionQL: "diffusion_ql"}
-    return names.get(role, re.sub(r"(?<!^)(?=[A-Z])", "_", role.__name__).lower())
-
-
 def guided_by(value):
     options = {"value_ckpt": value, "num_candidates": 2, "value_guidance_scale": 0.5}
-    return [f"--rollout.policy_kwargs.{name}={option}" for name, option in options.items()]
+    return [f"--rollout.acting.{name}={option}" for name, option in options.items()]
 
 
 @pytest.fixture(scope="module")
@@ -64,18 +43,32 @@ def test_fit_writes_everything(run):
     assert results["return_mean"] < 0
 
 
-def test_test_command_repeats_the_figures(run, tmp_path, pendulum_file):
+def test_test_command_repeats_the_figures(run, tmp_path, monkeypatch, pendulum_file):
+    monkeypatch.chdir(tmp_path)
     checkpoint = run / "checkpoints" / "best.ckpt"
     args = ("test", *fit_args(pendulum_file)[1:], f"--ckpt_path={checkpoint}")
-    diffrl(*args, "--rollout.results_path=again.json", cwd=tmp_path)
+    main([*args, "--rollout.results_path=again.json"])
     expected = json.loads((run / "results.json").read_text())
     found = json.loads((tmp_path / "again.json").read_text())
     assert found["return_mean"] == expected["return_mean"]
     assert found["seeds"] == [0, 3]
 
 
+def test_a_run_goes_by_its_name(run, tmp_path, monkeypatch, pendulum_file):
+    """That of the logger too, unless it has its own; a saved configuration takes another."""
+    monkeypatch.chdir(tmp_path)
+    short = ("--trainer.max_steps=1", "--rollout.val_episodes=0")
+    main(["fit", "-c", str(run / "config.yaml"), "--name=anew", "--test_after_fit=false", *short])
+    assert (tmp_path / "runs" / "anew" / "version_0" / "config.yaml").is_file()
+    csv = "--trainer.logger={class_path: CSVLogger, init_args: {save_dir: tables}}"
+    main(fit_args(pendulum_file, csv, "--name=mine", *short))
+    assert (tmp_path / "tables" / "mine" / "version_0").is_dir()
+    main(fit_args(pendulum_file, csv, "--trainer.logger.name=own", "--name=mine", *short))
+    assert (tmp_path / "tables" / "own" / "version_0").is_dir()
+
+
 def test_a_checkpoint_alone_acts(run):
-    module = DiffusionModule.load_from_checkpoint(run / "checkpoints" / "last.ckpt")
+    module = Role.load_from_checkpoint(run / "checkpoints" / "last.ckpt")
     assert type(module).__name__ == "Diffuser"
     action = module.make_policy(execute="actions").act(torch.zeros(2, 3))
     assert action.shape == (2, 1)
@@ -92,16 +85,15 @@ def value(tmp_path_factory, pendulum_file):
 
 
 def test_a_value_goes_round(value):
-    module = DiffusionModule.load_from_checkpoint(value)
+    module = Role.load_from_checkpoint(value)
     assert isinstance(module, TrajectoryValue)
     assert module.value(torch.zeros(2, 8, 4), torch.tensor([-1, 7])).shape == (2,)
 
 
-@pytest.mark.parametrize("role", [DiffusedValue, RelativeReward])
-def test_judges_go_round(role, tmp_path, monkeypatch, pendulum_file):
+@pytest.mark.parametrize("name", ["diffused_value", "relative_reward"])
+def test_judges_go_round(name, tmp_path, monkeypatch, pendulum_file):
     """Fit, go on from the last step, and judge by the checkpoint alone."""
     monkeypatch.chdir(tmp_path)
-    name = config_name(role)
     args = fit_args(pendulum_file, *companions(name, tmp_path, pendulum_file), role=name)
     main(args)
     elsewhere = tmp_path / "elsewhere"  # what it learns from has moved
@@ -112,14 +104,26 @@ def test_judges_go_round(role, tmp_path, monkeypatch, pendulum_file):
     main([*args, "--trainer.max_steps=45", f"--ckpt_path={CHECKPOINTS / 'last.ckpt'}"])
     for file in elsewhere.glob("*.ckpt"):
         file.unlink()  # and is needed no more
-    module = DiffusionModule.load_from_checkpoint(CHECKPOINTS / "best.ckpt")
-    assert isinstance(module, role)
-    if role is DiffusedValue:
+    module = Role.load_from_checkpoint(CHECKPOINTS / "best.ckpt")
+    assert isinstance(module, ROLES[name])
+    if isinstance(module, DiffusedValue):
         values, errors = module.values(torch.zeros(2, 3), torch.zeros(2, 1))
         assert values.shape == errors.shape == (2,)
         assert (errors > 0).all()
     else:
         assert module.value(torch.zeros(2, 8, 4), torch.tensor([-1, 7])).shape == (2,)
+
+
+def test_the_acting_that_is_given_is_checked(tmp_path, monkeypatch, capsys, pendulum_file):
+    """Before any training: that of another role, and one that does not fit this model."""
+    monkeypatch.chdir(tmp_path)
+    for option, message in (
+        ("--rollout.acting=QActing", "QActing is not how Diffuser acts: it acts by PlanActing"),
+        ("--rollout.acting.execute=states", "states"),
+    ):
+        options = ("--test_after_fit=true", "--rollout.val_episodes=0", option)
+        assert message in fail(*fit_args(pendulum_file, *options), capsys=capsys)
+    assert not list(tmp_path.rglob("*.ckpt")), "nothing was trained"
 
 
 @pytest.mark.parametrize("test_after_fit", [True, False])
@@ -143,38 +147,22 @@ def test_a_value_guides_from_the_command_line(
     checkpoint = run / "checkpoints" / "best.ckpt"
     main(["test", *args[1:], f"--ckpt_path={checkpoint}", f"--trainer.{inference_mode=}"])
     results = json.loads((tmp_path / "guided.json").read_text())
-    assert results["policy_kwargs"]["value_ckpt"] == str(value)
+    assert results["acting"]["value_ckpt"] == str(value)
     assert results["return_mean"] < 0
 
 
-@pytest.mark.parametrize(
-    "role",
-    [
-        DecisionDiffuser,
-        DiffusionPolicy,
-        DiffusionQL,
-        IDQL,
-        TD3BC,
-        BehaviourCloning,
-        ValuePolicy,
-        LatentSkills,
-        LatentDiffusion,
-        LatentQ,
-        DynamicsAgent,
-    ],
-)
-def test_roles_go_round(role, tmp_path, monkeypatch, pendulum_file):
+@pytest.mark.parametrize("name", [name for name in ACTING if name != "diffuser"])
+def test_roles_go_round(name, tmp_path, monkeypatch, pendulum_file):
     """Fit, test in the same run, test again by the checkpoint, act by the checkpoint alone.
 
     What a role was built on is needed for its training alone.
     """
     monkeypatch.chdir(tmp_path)
-    name = config_name(role)
     args = fit_args(pendulum_file, *SHORT, *companions(name, tmp_path, pendulum_file), role=name)
     main([*args, "--test_after_fit=true"])
     checkpoint = tmp_path / CHECKPOINTS / "best.ckpt"
     expected = json.loads((checkpoint.parents[1] / "results.json").read_text())
-    assert expected["role"] == role.__name__
+    assert expected["role"] == ROLES[name].__name__
     for file in tmp_path.glob("*.ckpt"):
         file.unlink()
     main(["test", *args[1:], f"--ckpt_path={checkpoint}", "--rollout.results_path=again.json"])
@@ -182,31 +170,28 @@ def test_roles_go_round(role, tmp_path, monkeypatch, pendulum_file):
     assert found["return_mean"] == expected["return_mean"]
     steps = torch.load(checkpoint, weights_only=True)["global_step"]
     assert found["global_step"] == expected["global_step"] == steps > 0
-    module = DiffusionModule.load_from_checkpoint(checkpoint)
-    assert isinstance(module, role)
+    module = Role.load_from_checkpoint(checkpoint)
+    assert isinstance(module, ROLES[name])
     assert module.make_policy().act(torch.zeros(2, 3)).shape == (2, 1)
 
 
 def test_an_agent_acts_while_it_learns(tmp_path, monkeypatch):
     """Online, from the command line; interrupted, it goes on; its test needs no replay."""
     monkeypatch.chdir(tmp_path)
-    text = (CONFIGS / "dynamics_agent.yaml").read_text()
-    head, tail = text[: text.index("data:")], text[text.index("rollout:") :]
-    data = (
-        "data:\n  class_path: OnlineData\n  init_args:\n    env_id: InvertedPendulum-v5\n"
-        "    horizon: 5\n    num_envs: 2\n    prefill_steps: 50\n    batch_size: 16\n"
-        "    batches_per_epoch: 20\n"
-    )
-    (tmp_path / "online.yaml").write_text(
-        head + data + tail + "  callbacks:\n    - class_path: Collect\n"
-    )
+    config = yaml.safe_load((CONFIGS / "dynamics_agent.yaml").read_text())
+    growing = {"horizon": 5, "num_envs": 2, "prefill_steps": 50, "batch_size": 16}
+    growing |= {"env_id": "InvertedPendulum-v5", "batches_per_epoch": 20}
+    config["data"] = {"class_path": "OnlineData", "init_args": growing}
+    config["trainer"] = {"callbacks": [{"class_path": "Collect"}]}
+    (tmp_path / "online.yaml").write_text(yaml.safe_dump(config))
     options = ("--rollout.num_episodes=3", "--data.env_kwargs.max_episode_steps=40")
-    main(["fit", "-c", "online.yaml", *options, "--test_after_fit=true"])
+    options = ("-c", TINY, "-c", "online.yaml", *options)
+    main(["fit", *options, "--test_after_fit=true"])
     results = json.loads((tmp_path / CHECKPOINTS.parent / "results.json").read_text())
     assert results["env_id"] == "InvertedPendulum-v5"
     last = CHECKPOINTS / "last.ckpt"
-    main(["fit", "-c", "online.yaml", *options, "--trainer.max_steps=45", f"--ckpt_path={last}"])
-    main(["test", "-c", "online.yaml", *options, f"--ckpt_path={last}"])
+    main(["fit", *options, "--trainer.max_steps=45", f"--ckpt_path={last}"])
+    main(["test", *options, f"--ckpt_path={last}"])
     last = Path("runs/diffrl/version_1/checkpoints/last.ckpt")
     state = torch.load(last, weights_only=True)["OnlineData"]
     assert state["buffer"]["added"] == 25 + 45 // 2
@@ -216,20 +201,20 @@ def test_skills_from_the_command_line(tmp_path, monkeypatch, capsys, pendulum_fi
     """A list of datasets, weights of its skills, and then one of them alone."""
     monkeypatch.chdir(tmp_path)
     datasets = [str(pendulum_file), str(write_d4rl(tmp_path / "other.hdf5", seed=1))]
-    skills = "--rollout.policy_kwargs={skills: {0: 1.5, 1: -0.5}, num_inference_steps: 2}"
+    skills = "--rollout.acting.skills={0: 1.5, 1: -0.5}"
     options = ("--model.conditions=[return,skill]", skills)
     main(fit_args(datasets, *SHORT, *TWO_STEPS, *options, role="decision_diffuser"))
     results = json.loads((tmp_path / CHECKPOINTS.parent / "results.json").read_text())
-    assert results["policy_kwargs"]["skills"] == {"0": 1.5, "1": -0.5}
+    assert results["acting"]["skills"] == {"0": 1.5, "1": -0.5}
     args = fit_args(pendulum_file, *SHORT, role="decision_diffuser")
     said = fail("test", *args[1:], f"--ckpt_path={CHECKPOINTS / 'last.ckpt'}", capsys=capsys)
     assert "was trained with num_origins=2, the data have 1" in said
 
 
-ACTING = ["diffuser", "decision_diffuser", "diffusion_policy", "diffusion_ql", "idql"]
+DRAWING = ["diffuser", "decision_diffuser", "diffusion_policy", "diffusion_ql", "idql"]
 
 
-@pytest.mark.parametrize("role", ACTING)
+@pytest.mark.parametrize("role", DRAWING)
 def test_mixed_precision(role, value, tmp_path, monkeypatch, pendulum_file):
     """Trains, clips and acts; the weights stay as they are kept."""
     monkeypatch.chdir(tmp_path)
@@ -243,7 +228,7 @@ def test_mixed_precision(role, value, tmp_path, monkeypatch, pendulum_file):
     assert weights == {torch.float32}
 
 
-@pytest.mark.parametrize("role", ACTING)
+@pytest.mark.parametrize("role", DRAWING)
 def test_low_precision(role, value, tmp_path, monkeypatch, pendulum_file):
     """Acts from a checkpoint in bfloat16."""
     monkeypatch.chdir(tmp_path)
@@ -300,8 +285,8 @@ def pickled(folder):
         (lambda f: write_d4rl(f / "a.hdf5"), ["--data.horizon=128"], "longest episode has 100"),
         (lambda f: write_d4rl(f / "a.hdf5"), ["--data.horizon=7"], "use 6 or 8"),
         (lambda f: write_d4rl(f / "a.hdf5"), ["--model.width=3"], "width"),
-        (lambda f: write_d4rl(f / "a.hdf5"), ["--rollout.policy_kwargs.speed=3"], "speed"),
-        (lambda f: write_d4rl(f / "a.hdf5"), ["--rollout.policy_kwargs.num_inference_steps=99"],
+        (lambda f: write_d4rl(f / "a.hdf5"), ["--rollout.acting.speed=3"], "PlanActing has no 'speed'"),
+        (lambda f: write_d4rl(f / "a.hdf5"), ["--rollout.acting.num_inference_steps=99"],
          "between 1 and the 8"),
         (lambda f: write_d4rl(f / "a.hdf5"), ["--ckpt_path=nowhere.ckpt"], "no checkpoint"),
         (lambda f: write_d4rl(f / "a.hdf5"), ["--data.env_kwargs.foo=1"], "can not be made"),
@@ -335,7 +320,7 @@ def test_data_of_the_wrong_kind(role, data, tmp_path, monkeypatch, capsys, pendu
     text = re.sub(r"    (horizon|padding|pad_before|pad_after): .*\n", "", text)
     (tmp_path / "odd.yaml").write_text(text)
     said = fail("fit", "-c", "odd.yaml", f"--data.dataset={pendulum_file}", capsys=capsys)
-    assert f"which {data} does not make: use" in said
+    assert f"{data} makes a" in said
 
 
 def test_critics_are_tested_as_they_are_at_the_end(tmp_path, monkeypatch, pendulum_file):
@@ -357,10 +342,10 @@ def test_fit_without_rollouts_needs_no_environment(tmp_path, monkeypatch):
 
 def test_unknown_key_in_yaml(tmp_path, monkeypatch, capsys, pendulum_file):
     monkeypatch.chdir(tmp_path)
-    text = CONFIG.read_text().replace("    dim: 8\n", "    dim: 8\n    dimm: 9\n")
+    text = (CONFIGS / "diffuser.yaml").read_text().replace("    dim: 8\n", "    dimm: 8\n")
     (tmp_path / "bad.yaml").write_text(text)
     said = fail("fit", "-c", "bad.yaml", f"--data.dataset={pendulum_file}", capsys=capsys)
-    assert "dimm" in said
+    assert "Diffuser has no 'dimm', did you mean 'dim'?" in said
 
 
 def test_bad_checkpoints(run, tmp_path, monkeypatch, capsys, pendulum_file):
@@ -389,7 +374,7 @@ def test_bad_checkpoints(run, tmp_path, monkeypatch, capsys, pendulum_file):
         ("evil.ckpt", "pickled objects"),
     ):
         with pytest.raises(ValueError, match=message):
-            DiffusionModule.load_from_checkpoint(tmp_path / name)
+            Role.load_from_checkpoint(tmp_path / name)
 
 
 class Evil:

@@ -8,7 +8,7 @@ from helpers import SILENT, companions, fit_args
 from modules.role_tester import ready, saved
 from two_processes import TwoProcesses
 
-from diffrl_lightning import DiffusionModule, SequenceData, TrajectoryValue
+from diffrl_lightning import Role, SequenceData, TrajectoryValue
 from diffrl_lightning.cli import main
 
 
@@ -60,9 +60,9 @@ def test_two_processes(role, two_processes, tmp_path, monkeypatch, pendulum_file
     options = ["--rollout.num_episodes=5", "--data.env_kwargs.max_episode_steps=60"]
     if role == "diffuser":
         options += [
-            f"--rollout.policy_kwargs.value_ckpt={value_checkpoint(tmp_path, pendulum_file)}",
-            "--rollout.policy_kwargs.num_candidates=3",
-            "--rollout.policy_kwargs.value_guidance_scale=10",
+            f"--rollout.acting.value_ckpt={value_checkpoint(tmp_path, pendulum_file)}",
+            "--rollout.acting.num_candidates=3",
+            "--rollout.acting.value_guidance_scale=10",
         ]
     fit = (
         f"--test_after_fit={acts}",
@@ -81,7 +81,7 @@ def test_two_processes(role, two_processes, tmp_path, monkeypatch, pendulum_file
         assert torch.equal(value, second["weights"][key]), f"{key} differs between ranks"
 
     checkpoint = tmp_path / "runs" / "diffrl" / "version_0" / "checkpoints" / "best.ckpt"
-    module = DiffusionModule.load_from_checkpoint(checkpoint)
+    module = Role.load_from_checkpoint(checkpoint)
     assert type(module).__name__.lower() == role.replace("_", "")
     if not acts:
         return

@@ -19,7 +19,6 @@ from diffrl_lightning.callbacks.rollout import roll_out
     ],
 )
 def test_from_data_to_an_episode(tmp_path, role, env_id, dims, reports_success):
-    pytest.importorskip("gymnasium_robotics")
     file = write_d4rl(tmp_path / "data.hdf5", observation_dim=dims[0], action_dim=dims[1])
     shared = {"env_id": env_id, "env_kwargs": {"max_episode_steps": 5}}
     if role is DiffusionPolicy:

@@ -17,6 +17,7 @@ def run_folder(folder, version=0):
 
 
 # 1000 steps of 10 episodes, less one episode for validation, are 26 batches an epoch.
+@pytest.mark.slow
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_sigkill_and_resume_is_bit_exact(tmp_path, pendulum_file, accumulate):
     options = (

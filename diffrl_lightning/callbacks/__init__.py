@@ -9,15 +9,3 @@ from diffrl_lightning.callbacks.rollout import Rollout
 from diffrl_lightning.callbacks.sample_report import SampleReport
 from diffrl_lightning.callbacks.sample_writer import SampleWriter
 from diffrl_lightning.callbacks.skill_figure import SkillFigure
-
-__all__ = [
-    "Checkpoint",
-    "Collect",
-    "MazeMap",
-    "PlanFigure",
-    "Refill",
-    "Rollout",
-    "SampleReport",
-    "SampleWriter",
-    "SkillFigure",
-]

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from diffrl_lightning.data.online import OnlineData
-from diffrl_lightning.types import InputError
+from diffrl_lightning.types import Acting, InputError, Policy, above
 
 
 class Collect(pl.Callback):
@@ -21,31 +21,21 @@ class Collect(pl.Callback):
 
     Args:
         steps_per_update: environment steps for each optimiser step.
-        policy_kwargs: keywords of the role's ``make_policy``; how it explores.
-
-    Raises:
-        InputError: if that is not positive.
+        acting: how it explores; default with the noise that its policy has, ``temperature`` 1.
     """
 
-    def __init__(
-        self, steps_per_update: float = 1.0, policy_kwargs: dict[str, Any] | None = None
-    ) -> None:
-        if steps_per_update <= 0:
-            raise InputError(f"{steps_per_update=} must be above 0.")
-        self.steps_per_update = steps_per_update
-        self.policy_kwargs = {"temperature": 1.0} if policy_kwargs is None else policy_kwargs
+    def __init__(self, steps_per_update: float = 1.0, acting: Acting | None = None) -> None:
+        above(0, steps_per_update=steps_per_update)
+        self.steps_per_update, self.acting = steps_per_update, acting
         self._returns: list[float] = []
         self._step = self._measured = 0
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Refuse data that do not grow, several processes, and keywords that the policy has not."""
+        """Refuse data that do not grow, several processes, and a way to act that the role has not."""
         data = getattr(trainer, "datamodule", None)
         if stage == "fit" and (trainer.world_size > 1 or not isinstance(data, OnlineData)):
             raise InputError("Collect needs OnlineData and a single process: set devices to 1.")
-        try:
-            pl_module.make_policy(**self.policy_kwargs)  # type: ignore[operator]
-        except TypeError as error:
-            raise InputError(f"Collect's policy_kwargs do not fit: {error}.") from error
+        self._policy(pl_module)
         if stage == "fit" and not self._measured:
             self._measured = len(data.buffer)  # type: ignore[union-attr]
 
@@ -71,10 +61,13 @@ class Collect(pl.Callback):
 
     def _explore(self, module: Any, data: OnlineData, k: int) -> Any:
         """The policy with the noise of round k."""
-        policy = module.make_policy(**self.policy_kwargs)
+        policy = self._policy(module)
         seeds = np.random.SeedSequence([data.seed, 3, k]).generate_state(data.num_envs)
         policy.reset(torch.ones(data.num_envs, dtype=torch.bool), seeds.tolist())
         return policy.act
+
+    def _policy(self, module: Any) -> Policy:
+        return module.make_policy(self.acting or module.acting(temperature=1.0))
 
     def state_dict(self) -> dict[str, Any]:
         """What is to be logged yet, and when statistics were taken."""

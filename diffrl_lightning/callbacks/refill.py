@@ -1,4 +1,4 @@
-"""The online form of synthesis: refit on what an agent has seen, and refill what it learns from."""
+"""Online SynthER: refit a synthesizer on the replay buffer, and refill the synthetic one."""
 
 from __future__ import annotations
 
@@ -8,30 +8,27 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 
-from diffrl_lightning.data.replay import ReplayData
-from diffrl_lightning.types import InputError
+from diffrl_lightning.data.online import ReplayData
+from diffrl_lightning.types import Acting, InputError, TransitionBatch, at_least
 
 
 class Refill(pl.Callback):
-    """Every so many steps a synthesizer is trained afresh on all real transitions, and draws new ones.
+    """Every so many steps a synthesizer is trained afresh on all real transitions, then samples.
 
     For an agent that learns from :class:`~diffrl_lightning.data.ReplayData`, as SynthER does online (Lu
     et al. 2023, section 4.2): the n-th refit begins with new weights and statistics, from (seed, n).
     In one process.
 
     Args:
-        synthesizer: a synthesizer of transitions; its role and hyper-parameters are taken.
+        synthesizer: of transitions, without conditions; its role and hyper-parameters are taken.
         every_n_steps: of the agent, from one refit to the next.
         num_updates: of a refit.
         batch_size: of a refit.
         num_samples: synthetic transitions, which replace those before.
         chunk_size: how many are drawn as one batch.
         gradient_clip_val: bound of the gradient's norm in a refit.
-        sampling: keywords of the role's ``sample``.
+        sampling: how to sample, a ``SynthesisSampling``.
         seed: of weights, batches and noise.
-
-    Raises:
-        InputError: if an argument is out of range, or the synthesizer wants what a replay has not.
     """
 
     def __init__(
@@ -43,28 +40,24 @@ class Refill(pl.Callback):
         num_samples: int = 1_000_000,
         chunk_size: int = 10_000,
         gradient_clip_val: float | None = 1.0,
-        sampling: dict[str, Any] | None = None,
+        sampling: Acting | None = None,
         seed: int = 0,
     ) -> None:
-        if min(every_n_steps, num_updates, num_samples, chunk_size) < 1:
-            raise InputError(
-                f"{every_n_steps=}, {num_updates=}, {num_samples=} and {chunk_size=} must be at "
-                "least 1."
-            )
-        if synthesizer.learns_from != "transitions" or synthesizer.conditions:
+        at_least(1, every_n_steps=every_n_steps, num_updates=num_updates)
+        at_least(1, num_samples=num_samples, chunk_size=chunk_size)
+        if synthesizer.batch_type is not TransitionBatch or synthesizer.conditions:
             raise InputError("Online, transitions are synthesized, and without conditions.")
-        synthesizer.check_sampling(**(sampling or {}))
+        synthesizer.check_sampling(sampling)
         self.role, self.hparams = type(synthesizer), dict(synthesizer.hparams)
         self.every_n_steps, self.num_updates = every_n_steps, num_updates
         self.batch_size = batch_size
         self.num_samples, self.chunk_size = num_samples, chunk_size
-        self.gradient_clip_val, self.sampling, self.seed = gradient_clip_val, sampling or {}, seed
+        self.gradient_clip_val, self.sampling, self.seed = gradient_clip_val, sampling, seed
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Refuse what can not be refilled."""
-        if stage == "fit" and (
-            trainer.world_size > 1 or not isinstance(_data(trainer), ReplayData)
-        ):
+        data = getattr(trainer, "datamodule", None)
+        if stage == "fit" and (trainer.world_size > 1 or not isinstance(data, ReplayData)):
             raise InputError("Refill needs ReplayData and a single process: set devices to 1.")
 
     def on_train_batch_end(  # noqa: D102
@@ -72,7 +65,7 @@ class Refill(pl.Callback):
     ) -> None:
         number, rest = divmod(trainer.global_step, self.every_n_steps)
         if number and not rest:
-            self.refill(_data(trainer), number, pl_module.device)
+            self.refill(trainer.datamodule, number, pl_module.device)  # type: ignore[attr-defined]
 
     def refill(self, data: ReplayData, number: int, device: torch.device) -> None:
         """Refit for the ``number``-th time, and replace the synthetic transitions."""
@@ -86,7 +79,7 @@ class Refill(pl.Callback):
             batch_size=self.batch_size,
             seed=int(seeds[0]),
         )
-        real.real = data.real
+        real.buffer = data.buffer
         trainer = pl.Trainer(
             accelerator="cpu" if device.type == "cpu" else "gpu",
             devices=1 if device.index is None else [device.index],
@@ -105,8 +98,4 @@ class Refill(pl.Callback):
         data.synthetic.clear()
         for first in range(0, self.num_samples, self.chunk_size):
             n = min(self.chunk_size, self.num_samples - first)
-            data.synthetic.add(synthesizer.sample(n, generator=generator, **self.sampling))
-
-
-def _data(trainer: pl.Trainer) -> Any:
-    return getattr(trainer, "datamodule", None)
+            data.synthetic.add(synthesizer.sample(n, self.sampling, generator=generator))

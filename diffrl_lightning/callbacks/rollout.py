@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +18,19 @@ from diffrl_lightning.callbacks.versions import versions
 from diffrl_lightning.envs.evaluate import Evaluation, evaluate
 from diffrl_lightning.envs.pointmaze import Maze
 from diffrl_lightning.metrics import RolloutMetrics
-from diffrl_lightning.types import EnvSource, InputError, Policy
+from diffrl_lightning.types import Acting, EnvSource, InputError, Policy, at_least
 
 _VALIDATION_SEEDS = 1_000_000  # added to the seed, so that tests see episodes of their own
 _PACKAGES = ("diffrl_lightning", "torch", "lightning", "gymnasium", "numpy")
 
 
 class Rollout(pl.Callback):
-    """Evaluates ``pl_module.make_policy(**policy_kwargs)`` in the datamodule's environment.
+    """Evaluates a role's policy in the datamodule's environment.
 
     Episode i starts from ``seed + i`` in tests, and from ``seed + 1000000 + i`` in validation, by
     which checkpoints are chosen. Episodes are split over processes and gathered. Logs
-    ``val/return_mean`` and so on; a test prints its table and writes ``results.json``.
+    ``val/return_mean`` and so on; a test prints its table and writes ``results.json``. How the role
+    acts here is kept in its checkpoints: there ``make_policy()`` acts alike.
 
     Args:
         num_episodes: episodes of a test.
@@ -36,12 +38,10 @@ class Rollout(pl.Callback):
         seed: of the first episode.
         num_envs: environments that run at once, in each process.
         asynchronous: run every environment in a process of its own.
-        policy_kwargs: keywords of the role's ``make_policy``: how to sample and to act.
+        acting: how the role acts, of the class that it names (``PlanActing`` for a Diffuser); default
+            as its checkpoint was tested, or as the class has it.
         results_path: where a test writes its figures; default ``results.json`` in the run's folder.
         keep_episodes: of how many episodes the path is kept for pictures.
-
-    Raises:
-        InputError: if a number is out of range.
     """
 
     def __init__(
@@ -51,34 +51,35 @@ class Rollout(pl.Callback):
         seed: int = 0,
         num_envs: int = 10,
         asynchronous: bool = False,
-        policy_kwargs: dict[str, Any] | None = None,
+        acting: Acting | None = None,
         results_path: str | None = None,
         keep_episodes: int = 8,
     ) -> None:
-        if num_episodes < 1 or val_episodes < 0 or num_envs < 1:
-            raise InputError(
-                f"Rollout needs {num_episodes=} and {num_envs=} of at least 1 and {val_episodes=} "
-                "of at least 0."
-            )
+        at_least(1, num_episodes=num_episodes, num_envs=num_envs)
+        at_least(0, val_episodes=val_episodes, keep_episodes=keep_episodes)
         self.num_episodes, self.val_episodes, self.seed = num_episodes, val_episodes, seed
         self.num_envs, self.asynchronous = num_envs, asynchronous
-        self.policy_kwargs = policy_kwargs or {}
-        self.results_path, self.keep_episodes = results_path, keep_episodes
+        self.acting, self.results_path, self.keep_episodes = acting, results_path, keep_episodes
         self.evaluation: Evaluation | None = None
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Refuse, before any training, keywords that the policy does not take, or no environment."""
+        """Refuse, before any training, a way to act that the role has not, or no environment."""
         if stage == "test" or self.val_episodes:
-            source = getattr(trainer, "datamodule", None)
-            if source is None:
-                raise InputError("Rollout takes its environments from a datamodule: pass one.")
-            source.make_env().close()
-        elif not self.policy_kwargs:  # nothing is rolled out
-            return
-        try:
-            pl_module.make_policy(**self.policy_kwargs)  # type: ignore[operator]
-        except TypeError as error:
-            raise InputError(f"rollout.policy_kwargs does not fit: {error}.") from error
+            self.check(pl_module, getattr(trainer, "datamodule", None))
+        elif self.acting is not None:  # nothing is rolled out yet
+            pl_module.make_policy(self.acting)  # type: ignore[operator]
+
+    def check(self, pl_module: Any, source: EnvSource | None) -> None:
+        """Refuse what could not be rolled out."""
+        if source is None:
+            raise InputError("Rollout takes its environments from a datamodule: pass one.")
+        source.make_env().close()
+        pl_module.make_policy(self.acting)
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Let checkpoints say how the role is tested."""
+        if self.acting is not None:
+            pl_module.default_acting = self.acting
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Roll out and log under ``val/``."""
@@ -103,7 +104,7 @@ class Rollout(pl.Callback):
         precision = trainer.precision_plugin.forward_context()
         with torch.random.fork_rng(devices), torch.no_grad(), precision:
             self.evaluation, metrics = roll_out(
-                pl_module.eval().make_policy(**self.policy_kwargs),
+                pl_module.eval().make_policy(self.acting),
                 trainer.datamodule,  # type: ignore[attr-defined]
                 seeds,
                 num_envs=self.num_envs,
@@ -127,20 +128,21 @@ class Rollout(pl.Callback):
     @rank_zero_only
     def _write(self, trainer: pl.Trainer, result: dict[str, float], folder: Path) -> None:
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
+        module: Any = trainer.lightning_module
         # A checkpoint that is tested by itself: the trainer has taken no steps.
-        step = trainer.lightning_module.loaded_step if trainer.ckpt_path else trainer.global_step
+        step = module.loaded_step if trainer.ckpt_path else trainer.global_step
         record = {
             **result,
             "seeds": [self.seed, self.seed + self.num_episodes - 1],
             "num_episodes": self.num_episodes,
-            "policy_kwargs": self.policy_kwargs,
-            "role": type(trainer.lightning_module).__name__,
-            "dataset": getattr(datamodule, "datasets", None),
-            "env_id": getattr(getattr(datamodule, "env_config", None), "env_id", None),
+            "acting": asdict(self.acting or module.default_acting or module.acting()),
+            "role": type(module).__name__,
+            "dataset": datamodule.datasets,
+            "env_id": datamodule.env_id,
             "ref_scores": datamodule.ref_scores,
             "checkpoint": str(trainer.ckpt_path) if trainer.ckpt_path else None,
             "global_step": step,
-            "train_seed": trainer.lightning_module._noise_seed,
+            "train_seed": module.noise_seed,
             "versions": {"python": platform.python_version()} | versions(*_PACKAGES),
         }
         path = Path(self.results_path) if self.results_path else folder / "results.json"
@@ -188,9 +190,7 @@ def roll_out(
     if evaluation.num_decisions:
         seconds = torch.tensor([evaluation.decision_seconds], dtype=torch.float64)
         metrics.update("decision_seconds", seconds, repeats=evaluation.num_decisions)
-    env = source.make_env()
-    maze = Maze.of(env)
-    env.close()
+    maze = Maze.of_source(source)
     if maze is not None:
         for plans in (e.plans for e in episodes if e.plans):
             metrics.update("plan", torch.as_tensor(~maze.crosses_wall(plans)))

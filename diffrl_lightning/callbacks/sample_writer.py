@@ -7,7 +7,8 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +17,20 @@ import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
 
 from diffrl_lightning.callbacks.versions import versions
 from diffrl_lightning.data.writers import check_output, parts_folder, write_dataset
-from diffrl_lightning.types import InputError
+from diffrl_lightning.types import Acting, InputError, at_least
 
 
 class SampleWriter(pl.Callback):
     """Makes ``diffrl predict`` write a dataset of ``num_samples`` samples of a synthesizer.
 
-    Shard k is drawn from (seed, k) alone and written whole or not at all, into ``<output>.parts``. A
-    run that was killed goes on where it stopped when it is started again, with any number of
-    processes: nothing is lost or drawn twice. At the end the shards become one dataset, and go.
+    Each shard is a job, which the datamodule hands to the model's ``predict_step``, and whose samples
+    are written here. Shard k is drawn from (seed, k) alone and written whole or not at all, into
+    ``<output>.parts``: a run that was killed resumes when it is started again, with any number of
+    processes. At the end the shards are joined to one dataset, and removed.
 
     Args:
         output: a file that ends in .hdf5, in D4RL's layout, or the id of a Minari dataset; default
@@ -35,10 +38,7 @@ class SampleWriter(pl.Callback):
         num_samples: transitions, or trajectories.
         shard_size: samples of a shard, which are drawn as one batch.
         seed: of the noise.
-        sampling: keywords of the role's ``sample``.
-
-    Raises:
-        InputError: if a number is out of range.
+        sampling: how to sample, a ``SynthesisSampling``.
     """
 
     def __init__(
@@ -47,28 +47,29 @@ class SampleWriter(pl.Callback):
         num_samples: int = 100_000,
         shard_size: int = 10_000,
         seed: int = 0,
-        sampling: dict[str, Any] | None = None,
+        sampling: Acting | None = None,
     ) -> None:
-        if num_samples < 1 or shard_size < 1 or seed < 0:
-            raise InputError(
-                f"{num_samples=} and {shard_size=} must be at least 1, and {seed=} at least 0."
-            )
+        at_least(1, num_samples=num_samples, shard_size=shard_size)
+        at_least(0, seed=seed)
         self.output, self.num_samples, self.shard_size = output, num_samples, shard_size
-        self.seed, self.sampling = seed, sampling or {}
+        self.seed, self.sampling = seed, sampling
+        self.plain_sampling = {} if sampling is None else asdict(sampling)
 
     def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
-        """Share out the shards that are missing, and refuse what can not be written or sampled."""
+        """Hand the datamodule the missing shards of this process, as jobs for the model.
+
+        Raises:
+            InputError: if the dataset can not be written, or the model can not sample so.
+        """
         if stage != "predict" or self.output is None:
             return
         check_output(self.output, self.num_samples)
-        try:
-            pl_module.check_sampling(**self.sampling)
-        except TypeError as error:
-            raise InputError(f"synthesis.sampling: {error}.") from error
+        pl_module.check_sampling(self.sampling)
         mine = range(trainer.global_rank, self.num_shards, trainer.world_size)
         missing = [k for k in mine if not self._path(k).is_file()]
         # A process with nothing to do is given one empty job, for Lightning skips a run without any.
-        pl_module.prediction_jobs = [self._job(k) for k in missing or [self.num_shards]]
+        jobs = _Jobs(self._job(k) for k in missing or [self.num_shards])
+        trainer.datamodule.prediction_jobs = DataLoader(jobs, batch_size=None)  # type: ignore[attr-defined]
 
     @property
     def num_shards(self) -> int:
@@ -84,7 +85,7 @@ class SampleWriter(pl.Callback):
             "num_samples": self.num_samples,
             "shard_size": self.shard_size,
             "seed": self.seed,
-            "sampling": self.sampling,
+            "sampling": self.plain_sampling,
             "weights": _digest(pl_module),
         }
         path = parts_folder(self.output) / "plan.json"
@@ -135,12 +136,12 @@ class SampleWriter(pl.Callback):
             return
         trainer.strategy.barrier()
         if trainer.is_global_zero:
-            datamodule = getattr(trainer, "datamodule", None)
+            datamodule = trainer.datamodule  # type: ignore[attr-defined]
             provenance = {
                 **self._plan,
                 "role": type(pl_module).__name__,
                 "global_step": pl_module.loaded_step,
-                "trained_on": getattr(datamodule, "datasets", []),
+                "trained_on": datamodule.datasets,
                 **versions("diffrl_lightning"),
             }
             shards = [self._path(k) for k in range(self.num_shards)]
@@ -158,12 +159,25 @@ class SampleWriter(pl.Callback):
             "shard": shard,
             "num_samples": max(0, min(self.shard_size, left)),
             "seed": self.seed,
-            "sampling": self.sampling,
+            "sampling": self.plain_sampling,
         }
 
     def _path(self, shard: int) -> Path:
         assert self.output is not None
         return parts_folder(self.output) / f"{shard:06d}.npz"
+
+
+class _Jobs(IterableDataset):
+    """Jobs of this process; being no sequence, they are not shared out a second time."""
+
+    def __init__(self, jobs: Iterable[dict[str, Any]]) -> None:
+        self.jobs = list(jobs)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return iter(self.jobs)
+
+    def __len__(self) -> int:
+        return len(self.jobs)
 
 
 def _write_whole(path: Path, content: bytes) -> None:

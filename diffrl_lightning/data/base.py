@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import ABC
 from collections.abc import Callable
 from functools import cached_property
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import gymnasium as gym
 import lightning.pytorch as pl
@@ -13,118 +13,25 @@ import numpy as np
 import torch
 from gymnasium.vector import VectorEnv
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
-from diffrl_lightning.data import sources
-from diffrl_lightning.data.episodes import Episodes, concatenate
-from diffrl_lightning.data.sampler import BatchSampler, ResumableLoader
-from diffrl_lightning.envs.make import EnvConfig, layout, layout_dims
-from diffrl_lightning.types import InputError, RowName
+from diffrl_lightning.data.episodes import Episodes, concatenate, reward_map
+from diffrl_lightning.data.sampler import (
+    BatchSampler,
+    ResumableLoader,
+    StepDataset,
+    batches_drawn,
+)
+from diffrl_lightning.data.sources import SourceOptions, reader
+from diffrl_lightning.envs.make import EnvConfig
+from diffrl_lightning.types import InputError, RowName, TrainingData, at_least, shares
 
 
-class OfflineData(pl.LightningDataModule, ABC):
-    """What all datamodules share: reading, splitting, loading, and the environment.
+class MakesEnvs:
+    """The part of a datamodule that makes environments, as its ``env_config`` says."""
 
-    The constructor reads metadata only (a Minari dataset that is not on disk is downloaded for them);
-    ``prepare_data`` generates, ``setup`` loads.
-
-    Args:
-        dataset: what to train on: a Minari id, a D4RL file (.hdf5), an OGBench file (.npz), a PointMaze
-            to generate (``pointmaze/umaze``), or a list of these.
-        env_id: Gymnasium id of the evaluation environment, where the dataset does not name it.
-        env_kwargs: keywords of ``gymnasium.make``; a ``maze_map`` here is also the map of a PointMaze
-            to generate.
-        observation_keys: entries of a dictionary observation that make the state, in this order.
-        goal_key: entry of a dictionary observation that is the goal; default ``desired_goal`` where
-            there is one, "none" for no goal.
-        ref_scores: random and expert return for the normalised score, where the dataset has none.
-        batch_size: samples of a batch, on each device.
-        val_fraction: share of the episodes held out for validation.
-        generate_steps: steps of a dataset that is generated; default as stored, or 100,000.
-        join_episodes: join episodes that continue physically into the next up to this many steps
-            (PointMaze); 0 leaves them apart.
-        seed: of the split and of the batches.
-        pin_memory: copy batches to page-locked memory, for CUDA.
-    """
-
-    makes: ClassVar[Literal["windows", "transitions", "futures", "chunks"]]
-
-    def __init__(
-        self,
-        dataset: str | list[str],
-        env_id: str | None = None,
-        env_kwargs: dict[str, Any] | None = None,
-        observation_keys: list[str] | None = None,
-        goal_key: str | None = None,
-        ref_scores: tuple[float, float] | None = None,
-        batch_size: int = 64,
-        val_fraction: float = 0.05,
-        train_fraction: float = 1.0,
-        generate_steps: int | None = None,
-        join_episodes: int = 0,
-        seed: int = 0,
-        pin_memory: bool = False,
-    ) -> None:
-        super().__init__()
-        if batch_size < 1:
-            raise InputError(f"{batch_size=} must be at least 1.")
-        if not 0 <= val_fraction < 1:
-            raise InputError(f"{val_fraction=} must lie in [0, 1).")
-        if not 0 < train_fraction <= 1:
-            raise InputError(f"{train_fraction=} must lie in (0, 1].")
-        if ref_scores is not None and not ref_scores[0] < ref_scores[1]:
-            raise InputError(f"{ref_scores=} must be a lower and a higher return.")
-        self.datasets = sources.as_list(dataset)
-        self.batch_size, self.seed = batch_size, seed
-        self.val_fraction, self.train_fraction = val_fraction, train_fraction
-        self.join_episodes, self.pin_memory = join_episodes, pin_memory
-        self._ref_scores = ref_scores
-        self.horizon = self.stride = 1
-        self.num_origins = len(self.datasets)
-        self.options = sources.SourceOptions(
-            env_id=env_id,
-            env_kwargs=env_kwargs or {},
-            observation_keys=tuple(observation_keys) if observation_keys else None,
-            goal_key=goal_key,
-            num_steps=generate_steps,
-        )
-        infos = [sources.describe(name, self.options) for name in self.datasets]
-        dims = {(info.observation_dim, info.action_dim, info.goal_dim) for info in infos}
-        if len(dims) > 1:
-            raise InputError(f"The datasets of a list need equal dimensions, not {sorted(dims)}.")
-        self.observation_dim, self.action_dim, self.goal_dim = dims.pop()
-        self._env_id = env_id or infos[0].env_id
-        self._env_kwargs = infos[0].env_kwargs
-        self._check_env()
-        self.train_data: Dataset | None = None
-        self.val_data: Dataset | None = None
-        self.episodes: Episodes | None = None
-
-    @property
-    def env_id(self) -> str | None:
-        """Gymnasium id of the environment, None where no environment is known."""
-        return self._env_id
-
-    @property
-    def ref_scores(self) -> tuple[float, float] | None:
-        """Random and expert return, or None where they are unknown."""
-        if self._ref_scores is None:  # a dataset that is generated has them only then
-            self._ref_scores = sources.describe(self.datasets[0], self.options).ref_scores
-        return self._ref_scores
-
-    @cached_property
-    def env_config(self) -> EnvConfig:
-        """How evaluation environments are built.
-
-        Raises:
-            InputError: if no environment is known.
-        """
-        if self._env_id is None:
-            raise InputError(
-                f"{self.datasets[0]!r} does not name its environment: give env_id, the Gymnasium id."
-            )
-        options = self.options
-        return EnvConfig(self._env_id, self._env_kwargs, options.observation_keys, options.goal_key)
+    env_id: str | None
+    env_config: EnvConfig
 
     def make_env(self, render_mode: str | None = None) -> gym.Env:
         """One evaluation environment with flat observations."""
@@ -134,20 +41,132 @@ class OfflineData(pl.LightningDataModule, ABC):
         """Several evaluation environments, which are not reset automatically."""
         return self.env_config.make_vector(num_envs, asynchronous)
 
+    def action_space(self) -> gym.spaces.Box | None:
+        """The environment's bounds of actions, None where no environment is known."""
+        if self.env_id is None:
+            return None
+        env = self.make_env()
+        env.close()
+        return env.action_space  # type: ignore[return-value]
+
+    def test_dataloader(self) -> DataLoader:
+        """A single token: tests are rollouts."""
+        return DataLoader([0])  # type: ignore[arg-type]
+
+
+class OfflineData(MakesEnvs, pl.LightningDataModule, TrainingData, ABC):
+    """What all datamodules of datasets share: reading, splitting, loading, and the environment.
+
+    The constructor reads metadata only (a Minari dataset that is not on disk is downloaded for them);
+    ``prepare_data`` generates, ``setup`` loads.
+
+    Args:
+        dataset: what to train on: a Minari id, a D4RL file (.hdf5), an OGBench file (.npz), a PointMaze
+            to generate (``pointmaze/umaze``), or a list of these.
+        ref_scores: random and expert return for the normalised score, where the dataset has none.
+        batch_size: samples of a batch, on each device.
+        val_fraction: share of the episodes held out for validation.
+        train_fraction: share of the others to train on; less than 1 shows what becomes of a method
+            where data are scarce.
+        join_episodes: join episodes that continue physically into the next up to this many steps
+            (PointMaze); 0 leaves them apart.
+        discount: of a step: in the return to go, in what is summed over several steps, and in how far
+            ahead goals and futures lie; the model's own.
+        start_steps: items that begin within so many steps of an episode's start come
+            ``start_repeats`` times in an epoch: rollouts begin there, where data are scarce.
+        start_repeats: how often they come.
+        seed: of the split and of the batches.
+        pin_memory: copy batches to page-locked memory, for CUDA.
+        source: keywords of :class:`SourceOptions`.
+    """
+
+    dataset_type: ClassVar[type[StepDataset]]  # that makes the batches
+    prediction_jobs: DataLoader | None = None  # what ``predict`` draws in this process
+
+    def __init__(
+        self,
+        dataset: str | list[str],
+        *,
+        ref_scores: tuple[float, float] | None = None,
+        batch_size: int = 256,
+        val_fraction: float = 0.05,
+        train_fraction: float = 1.0,
+        join_episodes: int = 0,
+        discount: float = 0.99,
+        start_steps: int = 0,
+        start_repeats: int = 1,
+        seed: int = 0,
+        pin_memory: bool = False,
+        **source: Any,
+    ) -> None:
+        super().__init__()
+        at_least(1, batch_size=batch_size)
+        shares(train_fraction=train_fraction)
+        if not 0 <= val_fraction < 1:
+            raise InputError(f"{val_fraction=} must lie in [0, 1).")
+        if ref_scores is not None and not ref_scores[0] < ref_scores[1]:
+            raise InputError(f"{ref_scores=} must be a lower and a higher return.")
+        self.datasets = [dataset] if isinstance(dataset, str) else list(dataset)
+        if not self.datasets:
+            raise InputError("dataset is an empty list: name at least one dataset.")
+        self.batch_size, self.seed = batch_size, seed
+        self.val_fraction, self.train_fraction = val_fraction, train_fraction
+        self.join_episodes, self.pin_memory = join_episodes, pin_memory
+        self._ref_scores = ref_scores
+        self.dataset_kwargs: dict[str, Any] = {}
+        self.keep(discount=discount, start_steps=start_steps, start_repeats=start_repeats)
+        self.num_origins = len(self.datasets)
+        self.options = SourceOptions(**source)
+        infos = [reader(name).describe(name, self.options) for name in self.datasets]
+        dims = {(info.observation_dim, info.action_dim, info.goal_dim) for info in infos}
+        if len(dims) > 1:
+            raise InputError(f"The datasets of a list need equal dimensions, not {sorted(dims)}.")
+        self.observation_dim, self.action_dim, self.goal_dim = dims.pop()
+        self.env_id = self.options.env_id or infos[0].env_id
+        self._env_kwargs = infos[0].env_kwargs
+        self._check_env()
+        self.episodes: Episodes | None = None
+
+    @property
+    def ref_scores(self) -> tuple[float, float] | None:
+        """Random and expert return, or None where they are unknown."""
+        if self._ref_scores is None:  # a dataset that is generated has them only then
+            first = self.datasets[0]
+            self._ref_scores = reader(first).describe(first, self.options).ref_scores
+        return self._ref_scores
+
+    @cached_property
+    def env_config(self) -> EnvConfig:
+        """How evaluation environments are built; refuses data of which none is known."""
+        if self.env_id is None:
+            raise InputError(
+                f"{self.datasets[0]!r} does not name its environment: give env_id, the Gymnasium id."
+            )
+        options = self.options
+        return EnvConfig(self.env_id, self._env_kwargs, options.observation_keys, options.goal_key)
+
+    def keep(self, **keywords: Any) -> None:
+        """Take keywords of the dataset, which are attributes of the datamodule too."""
+        self.dataset_kwargs |= keywords
+        vars(self).update(keywords)
+
     def prepare_data(self) -> None:
         """Generate or download what is not on disk."""
         for name in self.datasets:
-            sources.prepare(name, self.options)
+            reader(name).prepare(name, self.options)
 
     def setup(self, stage: str) -> None:
         """Read the arrays, once, and split them by episode; predictions need none."""
         if self.train_data is not None or stage == "predict":
             return
-        episodes = concatenate([sources.load(name, self.options) for name in self.datasets])
+        episodes = concatenate([reader(name).load(name, self.options) for name in self.datasets])
         if self.join_episodes:
             episodes = episodes.joined(self.join_episodes)
         self.episodes = episodes
         self.train_indices, self.val_indices = self._split(self.usable(episodes))
+        if self.rewards != "raw":
+            mapped = reward_map(self.rewards, episodes, self.train_indices)
+            self.dataset_kwargs["reward_map"] = mapped
         self.train_data = self.make_dataset(episodes, self.train_indices)
         self.val_data = self.make_dataset(episodes, self.val_indices)
 
@@ -155,9 +174,9 @@ class OfflineData(pl.LightningDataModule, ABC):
         """Which episodes (E,) bool a dataset of them can draw from."""
         return np.ones(len(episodes), bool)
 
-    @abstractmethod
-    def make_dataset(self, episodes: Episodes, which: np.ndarray) -> Dataset:
+    def make_dataset(self, episodes: Episodes, which: np.ndarray) -> StepDataset:
         """The dataset whose items make batches, of these of the episodes."""
+        return self.dataset_type(episodes, which, **self.dataset_kwargs)  # type: ignore[call-arg]
 
     def training_rows(self, name: RowName) -> tuple[Tensor, Tensor]:
         """An array of all episodes (M, D), and which of its rows (M,) are of training episodes."""
@@ -179,15 +198,7 @@ class OfflineData(pl.LightningDataModule, ABC):
     def training_returns(self) -> Tensor:
         """The return to go from each step of the training episodes (M,)."""
         _, rows = self.training_rows("actions")
-        return self.train_data.returns[rows]  # type: ignore[union-attr]
-
-    def action_space(self) -> gym.spaces.Box | None:
-        """The environment's bounds of actions, None where no environment is known."""
-        if self._env_id is None:
-            return None
-        env = self.make_env()
-        env.close()
-        return env.action_space  # type: ignore[return-value]
+        return self.train_data.returns[rows]
 
     def check_goal_leads_state(self) -> None:
         """Refuse an environment whose goal is not about the first entries of the state.
@@ -204,30 +215,23 @@ class OfflineData(pl.LightningDataModule, ABC):
         achieved = np.ravel(stated["achieved_goal"])
         if len(achieved) != self.goal_dim or not np.allclose(flat[: self.goal_dim], achieved):
             raise InputError(
-                f"The goal of {self._env_id!r} is not about the first {self.goal_dim} entries of its "
+                f"The goal of {self.env_id!r} is not about the first {self.goal_dim} entries of its "
                 "state: put them there with observation_keys [achieved_goal, observation]."
             )
 
     def train_dataloader(self) -> DataLoader:
         """Batches that are a function of the seed and of their number."""
-        trainer = self.trainer
-        if trainer is None:
-            return self._loader(self.train_data)
-        progress = trainer.fit_loop.epoch_loop.batch_progress
-        return self._loader(self.train_data, position=lambda: progress.total.ready)
+        return self._loader(self.train_data, position=batches_drawn(self.trainer))
 
     def val_dataloader(self) -> DataLoader:
         """One pass over the held-out episodes, in a fixed random order."""
         return self._loader(self.val_data)
 
-    def test_dataloader(self) -> DataLoader:
-        """A single token: tests are rollouts."""
-        return DataLoader([0])  # type: ignore[arg-type]
-
     def predict_dataloader(self) -> DataLoader:
-        """What the model is asked to draw, which is not a matter of data."""
-        assert self.trainer is not None
-        return self.trainer.lightning_module.predict_dataloader()
+        """What the callback :class:`~diffrl_lightning.SampleWriter` asks this process to draw."""
+        if self.prediction_jobs is None:
+            raise InputError("predict writes a dataset: say where with synthesis.output.")
+        return self.prediction_jobs
 
     def _loader(self, dataset: Any, position: Callable[[], int] = lambda: 0) -> DataLoader:
         sampler = BatchSampler(
@@ -238,13 +242,11 @@ class OfflineData(pl.LightningDataModule, ABC):
             rank=self.trainer.global_rank if self.trainer else 0,
             position=position,
         )
-        # Batches come whole from the dataset; a generator of its own keeps the loader from drawing
-        # a seed out of torch's global one at every epoch.
+        # A generator of its own keeps the loader from drawing a seed out of torch's global one.
         return ResumableLoader(
             dataset,
             sampler=sampler,
             batch_size=None,
-            collate_fn=_identity,
             pin_memory=self.pin_memory,
             generator=torch.Generator().manual_seed(self.seed),
         )
@@ -252,9 +254,7 @@ class OfflineData(pl.LightningDataModule, ABC):
     def _split(self, usable: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Indices of the training and of the validation episodes, the latter of the usable ones."""
         order = np.random.default_rng(self.seed).permutation(np.flatnonzero(usable))
-        num_val = round(len(order) * self.val_fraction)
-        if self.val_fraction and not num_val:
-            num_val = 1
+        num_val = max(round(len(order) * self.val_fraction), int(self.val_fraction > 0))
         watched = not num_val or num_val >= len(order)  # validation watches the training data
         val = np.sort(order[: 0 if watched else num_val])
         train = np.setdiff1d(np.arange(len(usable)), val)
@@ -265,23 +265,16 @@ class OfflineData(pl.LightningDataModule, ABC):
 
     def _check_env(self) -> None:
         """Refuse an environment whose spaces are not those of the dataset."""
-        if self._env_id is None:
+        if self.env_id is None:
             return
         env = self.make_env().unwrapped
-        keys, goal_key = layout(
-            env.observation_space, self.options.observation_keys, self.options.goal_key
-        )
-        observation_dim, goal_dim = layout_dims(env.observation_space, keys, goal_key)
+        observation_dim, goal_dim = self.options.dims(env.observation_space)
         found = (observation_dim, int(np.prod(env.action_space.shape or ())))
         env.close()
         if found != (self.observation_dim, self.action_dim):
             raise InputError(
                 f"Dataset and environment do not match: {self.datasets[0]!r} has observations of "
                 f"{self.observation_dim} and actions of {self.action_dim} dimensions, "
-                f"{self._env_id!r} has {found[0]} and {found[1]}; correct env_id or dataset."
+                f"{self.env_id!r} has {found[0]} and {found[1]}; correct env_id or dataset."
             )
         self.goal_dim = goal_dim
-
-
-def _identity(batch: Any) -> Any:
-    return batch

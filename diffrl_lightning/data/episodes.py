@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Literal, get_args
 
 import numpy as np
 
-from diffrl_lightning.types import InputError
+from diffrl_lightning.types import InputError, one_of
+
+RewardKind = Literal["raw", "minus_one", "antmaze", "standard", "return_range"]
 
 
 @dataclass(frozen=True)
@@ -48,18 +51,15 @@ class Episodes:
         n, e = self.num_steps, len(self)
         if not len(self.origins):
             object.__setattr__(self, "origins", np.zeros(e, np.int64))
-        for name in ("actions", "rewards", "terminations", "truncations"):
-            if len(getattr(self, name)) != n:
-                raise InputError(
-                    f"The dataset's arrays differ in length: {n} steps, but "
-                    f"{len(getattr(self, name))} {name}; write it again with one row a step."
-                )
-        if len(self.observations) != n + e or len(self.final_observed) != e:
-            raise InputError(
-                f"{e} episodes of {n} steps need {n + e} observations, not {len(self.observations)}."
-            )
         if n == 0:
             raise InputError("The dataset holds no steps.")
+        steps = dict.fromkeys(("actions", "rewards", "terminations", "truncations"), n)
+        for name, rows in {**steps, "observations": n + e, "final_observed": e}.items():
+            if len(getattr(self, name)) != rows:
+                raise InputError(
+                    f"The dataset's arrays differ in length: {e} episodes of {n} steps need {rows} "
+                    f"{name}, not {len(getattr(self, name))}; write it again with one row a step."
+                )
         for name in ("observations", "actions", "rewards"):
             # A sum is NaN or infinite as soon as one entry is, and needs no second array.
             array = getattr(self, name)
@@ -84,6 +84,12 @@ class Episodes:
         return np.diff(self.offsets)
 
     @property
+    def lengths_observed(self) -> np.ndarray:
+        """Steps (E,) whose next observation was recorded, or after which the episode really ended."""
+        ended = self.terminations[self.offsets[1:] - 1]
+        return self.lengths - ~(self.final_observed | ended)
+
+    @property
     def returns(self) -> np.ndarray:
         """Undiscounted return of each episode (E,)."""
         return np.add.reduceat(self.rewards.astype(np.float64), self.offsets[:-1])
@@ -96,8 +102,8 @@ class Episodes:
         Args:
             discount: of a step.
             termination_penalty: added to the last reward of an episode that really ended.
-            continue_timeouts: episodes that were cut off count as going on for ever at the mean reward
-                of their last 1 / (1 - discount) steps, so that a state is worth the same at any time.
+            continue_timeouts: episodes that were cut off go on for ever at the mean reward of their
+                last 1 / (1 - discount) steps.
 
         Raises:
             InputError: if they are to go on for ever at a discount of 1.
@@ -107,7 +113,7 @@ class Episodes:
         lengths, ends = self.lengths[order], self.offsets[1:][order]
         running = np.zeros(len(self))
         if continue_timeouts:
-            running = self._worth_beyond(discount)[order]
+            running = self._value_beyond(discount)[order]
         # All episodes at once, from their ends; the longest come first, so that those still
         # running are a prefix.
         for back in range(1, int(lengths[0]) + 1):
@@ -118,7 +124,7 @@ class Episodes:
             result[rows] = running[:alive]
         return result.astype(np.float32)
 
-    def _worth_beyond(self, discount: float) -> np.ndarray:
+    def _value_beyond(self, discount: float) -> np.ndarray:
         """Discounted sum of the rewards after the last step (E,), 0 for episodes that really ended."""
         if discount >= 1:
             raise InputError(
@@ -149,10 +155,10 @@ class Episodes:
             length = self.offsets[episode] - self.offsets[starts[-1]]
             if not (same[episode - 1] and open_ended[episode - 1]) or length >= max_steps:
                 starts.append(int(episode))
-        keep = np.ones(len(self.observations), bool)
-        keep[lasts[np.setdiff1d(np.arange(len(self)), np.array([*starts[1:], len(self)]) - 1)]] = 0
         ends = np.array([*starts[1:], len(self)])
-        offsets = self.offsets[np.array([*starts, len(self)])]
+        keep = np.ones(len(self.observations), bool)
+        keep[np.delete(lasts, ends - 1)] = False
+        offsets = self.offsets[[*starts, len(self)]]
         truncations = np.zeros_like(self.truncations)
         truncations[offsets[1:] - 1] = self.truncations[offsets[1:] - 1]
         return replace(
@@ -166,17 +172,31 @@ class Episodes:
         )
 
 
-def concatenate(parts: Sequence[Episodes]) -> Episodes:
-    """All episodes of several sets, one set after the other.
+def reward_map(kind: str, episodes: Episodes, which: np.ndarray) -> tuple[float, float]:
+    """Scale and shift of rewards as a paper has them, from these of the episodes.
 
     Raises:
-        InputError: if their dimensions differ.
+        InputError: if the name is unknown, or all rewards or returns are equal.
     """
+    one_of(get_args(RewardKind), rewards=kind)
+    if kind == "standard":
+        steps = np.repeat(np.isin(np.arange(len(episodes)), which), episodes.lengths)
+        mean, spread = episodes.rewards[steps].mean(), episodes.rewards[steps].std()
+        scale, shift = 1 / max(spread, 1e-12), -mean / max(spread, 1e-12)
+    elif kind == "return_range":
+        spread = np.ptp(episodes.returns[which])
+        scale, shift = 1000 / max(spread, 1e-12), 0.0
+    else:
+        return {"raw": (1.0, 0.0), "minus_one": (1.0, -1.0), "antmaze": (4.0, -2.0)}[kind]
+    if spread < 1e-8:
+        raise InputError(f"rewards={kind!r} needs rewards that differ: use rewards=raw.")
+    return float(scale), float(shift)
+
+
+def concatenate(parts: Sequence[Episodes]) -> Episodes:
+    """All episodes of several sets of equal dimensions, one set after the other."""
     if len(parts) == 1:
         return parts[0]
-    dims = {(p.observations.shape[1], p.actions.shape[1]) for p in parts}
-    if len(dims) > 1:
-        raise InputError(f"Datasets of one list need equal dimensions, not {sorted(dims)}.")
     shifts = np.cumsum([0, *(p.num_steps for p in parts)])
     offsets = [p.offsets[:-1] + shift for p, shift in zip(parts, shifts, strict=False)]
     goals = [p.goals for p in parts if p.goals is not None]

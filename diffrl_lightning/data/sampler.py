@@ -1,4 +1,4 @@
-"""Which rows make batch k: a function of the seed and of k alone."""
+"""Which items make batch k, a function of the seed and of k alone, and where items begin."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, DistributedSampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset
+
+from diffrl_lightning.data.episodes import Episodes
+from diffrl_lightning.types import at_least
 
 
 class BatchSampler(DistributedSampler):
@@ -74,6 +77,29 @@ class BatchSampler(DistributedSampler):
         return self._permutations[number]
 
 
+class BatchStream(IterableDataset):
+    """Yields the batches of an epoch that are made when they are drawn.
+
+    Args:
+        batch: makes batch k.
+        count: batches of an epoch.
+        position: returns the number of batches that were drawn so far.
+    """
+
+    def __init__(
+        self, batch: Callable[[int], Any], count: int, position: Callable[[], int]
+    ) -> None:
+        self.batch, self.count, self.position = batch, count, position
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[Any]:
+        first = self.position()
+        for k in range(first, first + self.count):
+            yield self.batch(k)
+
+
 class ResumableLoader(DataLoader):
     """A loader that Lightning knows it can resume: its batches follow the loop's own count."""
 
@@ -83,3 +109,79 @@ class ResumableLoader(DataLoader):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Nothing to take."""
+
+
+def batches_drawn(trainer: Any) -> Callable[[], int]:
+    """Counts the batches that a trainer's fit has drawn in all its epochs; none without a trainer."""
+    if trainer is None:
+        return lambda: 0
+    progress = trainer.fit_loop.epoch_loop.batch_progress
+    return lambda: progress.total.ready
+
+
+class StepDataset(Dataset):
+    """Items that begin at steps of episodes, indexed a whole batch at a time.
+
+    An index may be an integer or a tensor of indices (B,); ``__getitems__`` makes a batch of a list.
+    The states and actions are shared, not copied.
+
+    Args:
+        episodes: the data.
+        which: indices of the episodes to draw from; default all.
+        usable: how many of the first steps of each episode (E,) an item may begin at.
+        lengths: how many steps of each episode (E,) items are made of.
+        returns: return to go from each step (N,).
+        start_steps: items that begin within so many steps of an episode's start ...
+        start_repeats: ... come so many times.
+        reward_map: rewards are multiplied by the first, then the second is added; returns to go are
+            of rewards as they were.
+    """
+
+    def __init__(
+        self,
+        episodes: Episodes,
+        which: np.ndarray | None,
+        *,
+        usable: np.ndarray,
+        lengths: np.ndarray,
+        returns: np.ndarray,
+        start_steps: int = 0,
+        start_repeats: int = 1,
+        reward_map: tuple[float, float] = (1.0, 0.0),
+    ) -> None:
+        at_least(0, start_steps=start_steps)
+        at_least(1, start_repeats=start_repeats)
+        which = np.arange(len(episodes)) if which is None else np.asarray(which)
+        repeated = [np.minimum(usable[which], start_steps)] * (start_repeats - 1)
+        counts, which = np.concatenate([usable[which], *repeated]), np.tile(which, start_repeats)
+        ends = np.cumsum(counts)
+        self._ends = torch.from_numpy(ends)  # index behind the last item of each
+        self._shift = torch.from_numpy(episodes.offsets[which] - ends + counts)
+        self._which = torch.from_numpy(which)
+        self.offsets = torch.from_numpy(episodes.offsets)
+        self.ends = torch.from_numpy(episodes.offsets[:-1] + lengths)  # row behind the last step
+        self.observations = torch.from_numpy(episodes.observations)
+        self.actions = torch.from_numpy(episodes.actions)
+        scale, shift = reward_map
+        self.rewards = torch.from_numpy(episodes.rewards) * scale + shift
+        self.terminations = torch.from_numpy(episodes.terminations)
+        self.returns = torch.from_numpy(returns)
+        self.origins = torch.from_numpy(episodes.origins)
+
+    @property
+    def num_starts(self) -> int:
+        """How many steps items begin at."""
+        return int(self._ends[-1])
+
+    def starts(self, index: int | Tensor) -> tuple[Tensor, Tensor]:
+        """Rows of the steps that these items begin at, and their episodes."""
+        index = torch.as_tensor(index)
+        # By bisection: there is no array with an entry a step.
+        entry = torch.searchsorted(self._ends, index, right=True)
+        return index + self._shift[entry], self._which[entry]
+
+    def __len__(self) -> int:
+        return self.num_starts
+
+    def __getitems__(self, indices: list[int]) -> Any:
+        return self[torch.as_tensor(indices)]

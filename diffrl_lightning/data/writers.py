@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
-import h5py
 import numpy as np
 from gymnasium.spaces import Box
-from minari.data_collector import EpisodeBuffer
-from minari.storage.datasets_root_dir import get_dataset_path
 from tqdm.auto import tqdm
 
-from diffrl_lightning.data import minari_source
 from diffrl_lightning.data.episodes import Episodes
 from diffrl_lightning.types import InputError
 
 _MINARI_ID = re.compile(r"(?:[\w-]+/)*[\w-]+-v\d+")
 _MINARI_LIMIT = 1_000_000
+
+Steps = dict[str, np.ndarray]
+"""Arrays of D4RL's layout, a row a step."""
 
 
 def check_output(output: str, num_samples: int) -> None:
@@ -30,7 +30,7 @@ def check_output(output: str, num_samples: int) -> None:
     Raises:
         InputError: if it is there already, or is neither a file's name nor a Minari id.
     """
-    if Path(output).suffix in (".hdf5", ".h5"):
+    if _is_file(output):
         if Path(output).exists():
             raise InputError(f"{output!r} is there already: remove it or write another file.")
         return
@@ -39,7 +39,9 @@ def check_output(output: str, num_samples: int) -> None:
             f"{output!r} is neither a file that ends in .hdf5 nor a Minari id such as "
             "synthetic/hopper-v0: correct synthesis.output."
         )
-    if minari_source.is_local(output):
+    from diffrl_lightning.data.sources import minari
+
+    if minari.is_local(output):
         raise InputError(f"The Minari dataset {output!r} is there already: write another one.")
     if num_samples > _MINARI_LIMIT:
         raise InputError(
@@ -50,8 +52,9 @@ def check_output(output: str, num_samples: int) -> None:
 
 def parts_folder(output: str) -> Path:
     """Where the shards of a dataset lie until it is whole."""
-    is_file = Path(output).suffix in (".hdf5", ".h5")
-    target = Path(output).expanduser() if is_file else Path(get_dataset_path(output))
+    from minari.storage.datasets_root_dir import get_dataset_path
+
+    target = Path(output).expanduser() if _is_file(output) else Path(get_dataset_path(output))
     return target.with_name(f"{target.name}.parts")
 
 
@@ -69,13 +72,65 @@ def write_dataset(
         provenance: how they came about, for the metadata.
         source: the datamodule that the model was trained on, for its environment; or None.
     """
-    if Path(output).suffix in (".hdf5", ".h5"):
-        _write_hdf5(Path(output).expanduser(), shards, provenance, source)
-    else:
-        _write_minari(output, shards, provenance, source)
+    steps = map(_steps, tqdm(shards, desc="Joining shards", leave=False))
+    write = _write_hdf5 if _is_file(output) else _write_minari
+    write(output, steps, provenance, source)
 
 
-def _steps(path: Path) -> dict[str, np.ndarray]:
+def write_episodes(
+    output: str, episodes: Episodes, provenance: Mapping[str, Any], source: Any
+) -> None:
+    """Write episodes in D4RL's layout.
+
+    Args:
+        output: a file that ends in .hdf5.
+        episodes: without goals.
+        provenance: how they came about, for the metadata.
+        source: the datamodule that they are from, for its environment.
+    """
+    rows = np.arange(episodes.num_steps) + np.repeat(np.arange(len(episodes)), episodes.lengths)
+    steps = {
+        "observations": episodes.observations[rows],
+        "actions": episodes.actions,
+        "rewards": episodes.rewards,
+        "terminals": episodes.terminations,
+        "timeouts": episodes.truncations,
+    }
+    if episodes.final_observed.all():
+        steps["next_observations"] = episodes.observations[rows + 1]
+    _write_hdf5(output, [steps], provenance, source)
+
+
+def _is_file(output: str) -> bool:
+    return Path(output).suffix in (".hdf5", ".h5")
+
+
+def _write_hdf5(
+    output: str, parts: Iterable[Steps], provenance: Mapping[str, Any], source: Any
+) -> None:
+    """Append the parts to a file with its metadata, which takes its name once it is whole."""
+    import h5py
+
+    path = Path(output).expanduser()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.part")
+    with h5py.File(temporary, "w") as file:
+        for part in parts:
+            for name, rows in part.items():
+                if name not in file:
+                    file.create_dataset(name, data=rows, maxshape=(None, *rows.shape[1:]))
+                    continue
+                file[name].resize(len(file[name]) + len(rows), 0)
+                file[name][-len(rows) :] = rows
+        file["metadata/provenance"] = json.dumps(dict(provenance))
+        if source is not None and source.env_id is not None:
+            file["metadata/env_id"] = source.env_id
+        if source is not None and source.ref_scores is not None:
+            file["metadata/ref_min_score"], file["metadata/ref_max_score"] = source.ref_scores
+    temporary.replace(path)
+
+
+def _steps(path: Path) -> Steps:
     """A shard as flat steps in D4RL's layout."""
     with np.load(path, allow_pickle=False) as file:
         shard = dict(file)
@@ -101,65 +156,11 @@ def _steps(path: Path) -> dict[str, np.ndarray]:
     return {k: v.reshape(-1, *v.shape[lead:]) for k, v in arrays.items()}
 
 
-def _write_hdf5(
-    path: Path, shards: Sequence[Path], provenance: Mapping[str, Any], source: Any
-) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.part")
-    with h5py.File(temporary, "w") as file:
-        for shard in tqdm(shards, desc="Joining shards", leave=False):
-            for name, rows in _steps(shard).items():
-                if name not in file:
-                    shape = (0, *rows.shape[1:])
-                    file.create_dataset(
-                        name, shape, rows.dtype, maxshape=(None, *shape[1:]), chunks=True
-                    )
-                end = len(file[name])
-                file[name].resize(end + len(rows), 0)
-                file[name][end:] = rows
-        _write_metadata(file, provenance, source)
-    temporary.replace(path)
-
-
-def write_episodes(
-    output: str, episodes: Episodes, provenance: Mapping[str, Any], source: Any
-) -> None:
-    """Write episodes in D4RL's layout.
-
-    Args:
-        output: a file that ends in .hdf5.
-        episodes: without goals.
-        provenance: how they came about, for the metadata.
-        source: the datamodule that they are from, for its environment.
-    """
-    path = Path(output).expanduser()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    rows = np.arange(episodes.num_steps) + np.repeat(np.arange(len(episodes)), episodes.lengths)
-    temporary = path.with_name(f"{path.name}.part")
-    with h5py.File(temporary, "w") as file:
-        file["observations"] = episodes.observations[rows]
-        if episodes.final_observed.all():
-            file["next_observations"] = episodes.observations[rows + 1]
-        file["actions"], file["rewards"] = episodes.actions, episodes.rewards
-        file["terminals"], file["timeouts"] = episodes.terminations, episodes.truncations
-        _write_metadata(file, provenance, source)
-    temporary.replace(path)
-
-
-def _write_metadata(file: h5py.File, provenance: Mapping[str, Any], source: Any) -> None:
-    file["metadata/provenance"] = json.dumps(dict(provenance))
-    if source is None:
-        return
-    if source.env_id is not None:
-        file["metadata/env_id"] = source.env_id
-    if source.ref_scores is not None:
-        low, high = source.ref_scores
-        file["metadata/ref_min_score"], file["metadata/ref_max_score"] = low, high
-
-
 def _write_minari(
-    dataset: str, shards: Sequence[Path], provenance: Mapping[str, Any], source: Any
+    dataset: str, parts: Iterable[Steps], provenance: Mapping[str, Any], source: Any
 ) -> None:
+    from diffrl_lightning.data.sources import minari
+
     known = source is not None and source.env_id is not None
     env = gym.make(source.env_id, **source.env_config.kwargs) if known else None
     if env is None or not isinstance(env.observation_space, Box):
@@ -167,30 +168,29 @@ def _write_minari(
             f"The Minari dataset {dataset!r} needs an environment with vectors as observations: "
             "give the data that the model was trained on, or write a file that ends in .hdf5."
         )
-    low, high = source.ref_scores or (None, None)
-    minari_source.write(
+    minari.write(
         dataset,
-        _episodes(shards),
+        _episodes(parts),
+        source.ref_scores,
         env=env,
         eval_env=env,
         algorithm_name=provenance["role"],
         description=json.dumps(dict(provenance)),
-        ref_min_score=low,
-        ref_max_score=high,
     )
     env.close()
 
 
-def _episodes(shards: Sequence[Path]) -> Iterator[EpisodeBuffer]:
-    number = 0
-    for shard in tqdm(shards, desc="Joining shards", leave=False):
-        steps = _steps(shard)
+def _episodes(parts: Iterable[Steps]) -> Iterator[Any]:
+    from minari.data_collector import EpisodeBuffer
+
+    number = itertools.count()
+    for steps in parts:
         ends = np.flatnonzero(steps["terminals"] | steps["timeouts"]) + 1
         for begin, end in zip(np.concatenate([[0], ends[:-1]]), ends, strict=True):
             part = {name: rows[begin:end] for name, rows in steps.items()}
             last = part["next_observations"][-1:]
             yield EpisodeBuffer(
-                id=number,
+                id=next(number),
                 observations=np.concatenate([part["observations"], last]),
                 actions=part["actions"],
                 rewards=part["rewards"],
@@ -198,4 +198,3 @@ def _episodes(shards: Sequence[Path]) -> Iterator[EpisodeBuffer]:
                 truncations=part["timeouts"],
                 infos={},
             )
-            number += 1

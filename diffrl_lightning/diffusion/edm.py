@@ -8,19 +8,19 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from diffrl_lightning.diffusion.gaussian import GaussianDiffusion
+from diffrl_lightning.diffusion.gaussian import GaussianDiffusion, rowwise
 from diffrl_lightning.diffusion.noise import randn
-from diffrl_lightning.types import DenoiseFn, Generators, InputError
+from diffrl_lightning.types import DenoiseFn, Generators, InputError, above, at_least
 
 
 class EDM(nn.Module):
     """Diffusion ``x_sigma = x_0 + sigma eps`` over tensors of any shape (B, *S).
 
-    The network F is asked for what is of unit size at every level; the clean sample is estimated by::
+    The network F has targets of unit variance at every level; the clean sample is estimated by::
 
         D(x; sigma) = c_skip(sigma) x + c_out(sigma) F(c_in(sigma) x; c_noise(sigma))
 
-    (Karras et al. 2022, eq. 7 and table 1). It is the family of :class:`GaussianDiffusion`, told in
+    (Karras et al. 2022, eq. 7 and table 1). It is the family of :class:`GaussianDiffusion` in
     other coordinates: ``sigma = sqrt((1 - abar) / abar)`` and ``x_sigma = x_t / sqrt(abar)``; at
     ``sigma_data`` 1 the network sees x_t itself and returns -v. So :meth:`discrete` makes a
     discrete diffusion of some of the levels, on which every other sampler runs with the same network.
@@ -28,39 +28,17 @@ class EDM(nn.Module):
     Args:
         sigma_data: standard deviation of the data; one for all entries, or one for each of
             the last axis.
-        sigma_min: the lowest level that is sampled.
-        sigma_max: the highest.
-        rho: how levels are spaced: the higher, the more of them are low.
-        p_mean: mean of log sigma in training.
-        p_std: its standard deviation.
-
-    Raises:
-        InputError: if the levels are not in order or a spread is not positive.
     """
 
+    sigma_min, sigma_max = 0.002, 80.0  # the levels that are sampled lie between
+    rho = 7.0  # how they are spaced: the higher, the more of them are low
+    p_mean, p_std = -1.2, 1.2  # mean and standard deviation of log sigma in training
     sigma_data: Tensor  # (), or (D,) with the last axis of S
 
-    def __init__(
-        self,
-        *,
-        sigma_data: float | Sequence[float] = 1.0,
-        sigma_min: float = 0.002,
-        sigma_max: float = 80.0,
-        rho: float = 7.0,
-        p_mean: float = -1.2,
-        p_std: float = 1.2,
-    ) -> None:
+    def __init__(self, *, sigma_data: float | Sequence[float] = 1.0) -> None:
         super().__init__()
-        least = sigma_data if isinstance(sigma_data, float | int) else min(sigma_data)
-        if not 0 < sigma_min < sigma_max or min(least, rho, p_std) <= 0:
-            raise InputError(
-                f"EDM needs 0 < {sigma_min=} < {sigma_max=}, and {sigma_data=}, {rho=} and {p_std=} "
-                "above 0."
-            )
+        above(0, sigma_data=min(sigma_data) if isinstance(sigma_data, Sequence) else sigma_data)
         self.register_buffer("sigma_data", torch.tensor(sigma_data, dtype=torch.float32))
-        self.rho = rho
-        self.sigma_min, self.sigma_max = sigma_min, sigma_max
-        self.p_mean, self.p_std = p_mean, p_std
 
     def coefficients(self, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """c_skip, c_out, c_in and c_noise, for levels that broadcast with ``sigma_data`` (table 1)."""
@@ -70,14 +48,11 @@ class EDM(nn.Module):
         return c_skip, c_out, total.rsqrt(), 0.25 * sigma.log()
 
     def to_x0(self, denoise: DenoiseFn, x: Tensor, sigma: Tensor) -> Tensor:
-        """The estimate D (B, *S) of the clean sample.
+        """The estimate D (B, *S) of the clean sample, at levels (B,), or one for all (1,).
 
-        Args:
-            denoise: F with its conditions bound: ``c_in x`` (B, *S), ``c_noise`` (B,) -> (B, *S).
-            x: noised samples (B, *S).
-            sigma: their levels (B,), or one for all (1,).
+        ``denoise`` is F with its conditions bound: ``c_in x`` (B, *S), ``c_noise`` (B,) -> (B, *S).
         """
-        c_skip, c_out, c_in, c_noise = self.coefficients(_rows(sigma, x))
+        c_skip, c_out, c_in, c_noise = self.coefficients(rowwise(sigma, x.ndim))
         return c_skip * x + c_out * denoise(c_in * x, c_noise.flatten().expand(len(x)))
 
     def loss(
@@ -90,16 +65,11 @@ class EDM(nn.Module):
     ) -> Tensor:
         """lambda(sigma) (D - x0)^2 at a drawn level, one value a sample (B,) (eq. 8).
 
-        With lambda = 1 / c_out^2 it is the squared error of F, and computed so.
-
-        Args:
-            denoise: F with its conditions bound.
-            x0: clean samples (B, *S).
-            weight: weight of each entry, broadcastable to (B, *S).
-            generator: source of the levels and the noise.
+        With lambda = 1 / c_out^2 it is the squared error of F, and computed so. Arguments are those of
+        :meth:`GaussianDiffusion.loss`.
         """
         normal = randn(x0.shape[:1], generator=generator, like=x0)
-        sigma = _rows((self.p_mean + self.p_std * normal).exp(), x0)
+        sigma = rowwise((self.p_mean + self.p_std * normal).exp(), x0.ndim)
         _, _, c_in, c_noise = self.coefficients(sigma)
         eps = randn(x0.shape, generator=generator, like=x0)
         x = x0 + sigma * eps
@@ -112,8 +82,7 @@ class EDM(nn.Module):
 
     def sigmas(self, num_steps: int) -> Tensor:
         """Levels (N + 1,) float64 from sigma_max down to sigma_min, and 0 (eq. 5)."""
-        if num_steps < 1:
-            raise InputError(f"{num_steps=} must be at least 1.")
+        at_least(1, num_steps=num_steps)
         share = torch.linspace(0, 1, num_steps, dtype=torch.float64)
         high, low = (s ** (1 / self.rho) for s in (self.sigma_max, self.sigma_min))
         levels = (high + share * (low - high)) ** self.rho
@@ -122,13 +91,7 @@ class EDM(nn.Module):
     def discrete(
         self, denoise: DenoiseFn, num_steps: int, *, device: torch.device | str | None = None
     ) -> tuple[GaussianDiffusion, DenoiseFn]:
-        """The discrete diffusion over these levels, and the network in its coordinates.
-
-        Args:
-            denoise: F with its conditions bound.
-            num_steps: levels, all of which the samplers visit by default.
-            device: of the diffusion.
-        """
+        """The discrete diffusion over so many levels, and the network in its coordinates."""
         sigma = self.sigmas(num_steps)[:-1].flip(0)
         abar = 1 / (1 + sigma.square())
         # betas are 1 - abar_t / abar_{t-1}; this is that without the cancellation
@@ -145,23 +108,18 @@ class EDM(nn.Module):
         return diffusion, estimate
 
 
-def _rows(sigma: Tensor, x: Tensor) -> Tensor:
-    """Levels (B,) -> (B, *1), to go with x (B, *S)."""
-    return sigma.view(-1, *(1,) * (x.ndim - 1))
-
-
-def heun_steps(num_inference_steps: int) -> int:
-    """Steps of Heun's method that so many evaluations of the network allow: two each, one the last.
+def heun_steps(num_evaluations: int) -> int:
+    """Steps of Heun's method for so many network evaluations: two a step, and one in the last.
 
     Raises:
         InputError: if there is no such number.
     """
-    if num_inference_steps < 1 or num_inference_steps % 2 == 0:
+    if num_evaluations < 1 or num_evaluations % 2 == 0:
         raise InputError(
-            f"{num_inference_steps=} must be odd for heun, which evaluates the network twice a step "
-            "and once in the last."
+            f"num_inference_steps={num_evaluations} must be odd for heun, which evaluates the network "
+            "twice a step and once in the last."
         )
-    return (num_inference_steps + 1) // 2
+    return (num_evaluations + 1) // 2
 
 
 @torch.no_grad()
@@ -170,10 +128,9 @@ def heun_sample(
     denoise: DenoiseFn,
     x: Tensor,
     *,
-    num_inference_steps: int = 255,
+    num_steps: int = 128,
+    temperature: float = 1.0,
     s_churn: float = 80.0,
-    s_min: float = 0.05,
-    s_max: float = 50.0,
     s_noise: float = 1.003,
     clip: float | None = None,
     generator: Generators = None,
@@ -184,15 +141,13 @@ def heun_sample(
         diffusion: the process.
         denoise: F with its conditions bound.
         x: start (B, *S), standard normal.
-        num_inference_steps: network evaluations, 2 N - 1 for N steps.
-        s_churn: how much noise is renewed, over all steps; 0 is deterministic.
-        s_min: none is at levels below this one ...
-        s_max: ... or above this one.
+        num_steps: N; the network is evaluated 2 N - 1 times.
+        temperature: factor of the standard deviation of the noise that comes in.
+        s_churn: how much noise is renewed over all steps, at levels in [0.05, 50]; 0 is deterministic.
         s_noise: standard deviation of the noise that comes in.
         clip: bound of the clean sample's estimate.
         generator: source of noise.
     """
-    num_steps = heun_steps(num_inference_steps)
     sigmas = diffusion.sigmas(num_steps).tolist()
     gamma = min(s_churn / num_steps, 2**0.5 - 1)
 
@@ -202,9 +157,9 @@ def heun_sample(
 
     x = sigmas[0] * x
     for sigma, following in itertools.pairwise(sigmas):
-        if gamma > 0 and s_min <= sigma <= s_max:
+        if gamma > 0 and 0.05 <= sigma <= 50:
             higher = sigma * (1 + gamma)
-            noise = s_noise * randn(x.shape, generator=generator, like=x)
+            noise = temperature * s_noise * randn(x.shape, generator=generator, like=x)
             x = x + (higher**2 - sigma**2) ** 0.5 * noise
             sigma = higher
         first = slope(x, sigma)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from diffrl_lightning.diffusion.constraints import Inpaint
 from diffrl_lightning.diffusion.noise import randint, randn
-from diffrl_lightning.types import DenoiseFn, Generators, InputError
+from diffrl_lightning.types import DenoiseFn, Generators, InputError, one_of
 
 PredictionType = Literal["eps", "x0", "v"]
+
+
+def rowwise(values: Tensor, ndim: int) -> Tensor:
+    """One value (B,) for each row of a batch, or one for all, shaped (B or 1, 1, ...)."""
+    return values.view(-1, *(1,) * (ndim - 1))
 
 
 class GaussianDiffusion(nn.Module):
@@ -38,8 +43,7 @@ class GaussianDiffusion(nn.Module):
 
     def __init__(self, betas: Tensor, prediction_type: PredictionType = "eps") -> None:
         super().__init__()
-        if prediction_type not in ("eps", "x0", "v"):
-            raise InputError(f"{prediction_type=} is unknown: choose eps, x0 or v.")
+        one_of(get_args(PredictionType), prediction_type=prediction_type)
         if betas.ndim != 1 or not bool(((betas > 0) & (betas < 1)).all()):
             raise InputError("betas must be one-dimensional with every entry in (0, 1).")
         self.prediction_type = prediction_type
@@ -62,15 +66,19 @@ class GaussianDiffusion(nn.Module):
 
     def signal_noise(self, t: Tensor | int, ndim: int) -> tuple[Tensor, Tensor]:
         """sqrt(abar_t) and sqrt(1 - abar_t) for steps (B,) or one step, shaped (B or 1, 1, ...)."""
-        shape = (-1,) + (1,) * (ndim - 1)
-        return self._signal[t].view(shape), self._noise[t].view(shape)
+        return rowwise(self._signal[t], ndim), rowwise(self._noise[t], ndim)
+
+    def c_noise(self, t: Tensor) -> Tensor:
+        """Noise levels of steps (B,) as EDM's networks see them, log(sigma) / 4 (B,)."""
+        signal, noise = self.signal_noise(t, 1)
+        return 0.25 * (noise / signal).log()
 
     def step(self, t: Tensor | int, s: Tensor | int, ndim: int) -> tuple[Tensor, Tensor]:
         """Alpha = abar_t / abar_s and beta = 1 - alpha of the forward step from s to t.
 
         Each (B or 1, 1, ...), from the logarithm: neither loses digits where it is close to 0.
         """
-        log_alpha = (self._log_abar[t] - self._log_abar[s]).view((-1,) + (1,) * (ndim - 1))
+        log_alpha = rowwise(self._log_abar[t] - self._log_abar[s], ndim)
         return log_alpha.exp(), -torch.expm1(log_alpha)
 
     def add_noise(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
@@ -96,15 +104,6 @@ class GaussianDiffusion(nn.Module):
             return (xt - noise * pred) / signal
         return signal * xt - noise * pred
 
-    def to_eps(self, pred: Tensor, xt: Tensor, t: Tensor) -> Tensor:
-        """The noise that a prediction at x_t stands for, (B, *S)."""
-        if self.prediction_type == "eps":
-            return pred
-        signal, noise = self.signal_noise(t, xt.ndim)
-        if self.prediction_type == "x0":
-            return (xt - signal * pred) / noise
-        return signal * pred + noise * xt
-
     def posterior(
         self, x0: Tensor, xt: Tensor, t: Tensor | int, s: Tensor | int | None = None
     ) -> tuple[Tensor, Tensor]:
@@ -117,10 +116,9 @@ class GaussianDiffusion(nn.Module):
         _, noise_t = self.signal_noise(t, xt.ndim)
         signal_s, noise_s = self.signal_noise(s, xt.ndim)
         alpha, beta = self.step(t, s, xt.ndim)
-        x0_coefficient = signal_s * beta / noise_t.square()
-        xt_coefficient = alpha.sqrt() * (noise_s / noise_t).square()
-        variance = beta * (noise_s / noise_t).square()
-        return x0_coefficient * x0 + xt_coefficient * xt, variance
+        ratio = (noise_s / noise_t).square()
+        mean = signal_s * beta / noise_t.square() * x0 + alpha.sqrt() * ratio * xt
+        return mean, beta * ratio
 
     def loss(
         self,

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from diffrl_lightning.diffusion.gaussian import GaussianDiffusion
+from diffrl_lightning.diffusion.draw import Sampling
+from diffrl_lightning.diffusion.gaussian import GaussianDiffusion, rowwise
 from diffrl_lightning.types import Constraint, DenoiseFn, InputError, ValueFn
 
 
@@ -48,37 +51,61 @@ def compose(
     return denoise
 
 
+def compose_conditions(
+    net: Callable[..., Tensor], weighted: Sequence[tuple[Mapping[str, Tensor], float]]
+) -> DenoiseFn:
+    """A network under several conditions, each with its weight; :func:`classifier_free` of one.
+
+    The network is (x (B, *S), t (B,), conditions by name) -> prediction (B, *S); {} is unconditional.
+    """
+
+    def bind(conditions: Mapping[str, Tensor]) -> DenoiseFn:
+        return lambda x, t: net(x, t, conditions)
+
+    conditional, weights = [bind(c) for c, _ in weighted], [w for _, w in weighted]
+    if len(weighted) == 1:
+        return classifier_free(conditional[0], bind({}), weights[0])
+    return compose(bind({}), conditional, weights)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuidedSampling(Sampling):
+    """How samples are drawn that climb a value (Janner et al. 2022, algorithm 1).
+
+    Args:
+        value_guidance_scale: length of a step along the value's gradient; 0 is no guidance.
+        num_guide_steps: gradient steps before each evaluation of the denoiser.
+        scale_by_variance: multiply the gradient by the posterior's variance.
+        guidance_stop: no guidance at diffusion steps below this one.
+    """
+
+    value_guidance_scale: float = 0.0
+    num_guide_steps: int = 2
+    scale_by_variance: bool = True
+    guidance_stop: int = 2
+    least: ClassVar = {"num_guide_steps": 0}
+
+
 def value_guided(
     value: ValueFn,
     diffusion: GaussianDiffusion,
+    how: GuidedSampling,
     *,
-    value_guidance_scale: float,
-    num_guide_steps: int = 1,
-    scale_by_variance: bool = True,
-    stop: int = 0,
     constraint: Constraint | None = None,
 ) -> Callable[[Tensor, Tensor], Tensor]:
     """Value-gradient guidance as a sampler's ``pre_step`` (Janner et al. 2022, algorithm 1).
 
-    Before each denoising step the sample climbs the value's gradient at x_t.
-
-    Args:
-        value: (x_t (B, *S), t (B,)) -> values (B,).
-        diffusion: the process, for the posterior's variance.
-        value_guidance_scale: length of a gradient step; 0 leaves the sample untouched.
-        num_guide_steps: gradient steps before each denoising step.
-        scale_by_variance: multiply the gradient by the posterior's variance at t.
-        stop: no guidance at steps below this one.
-        constraint: known entries, restored after every gradient step.
+    Before each denoising step the sample climbs the value's gradient at x_t; the constraint restores
+    known entries after every step.
     """
 
     def pre_step(x: Tensor, t: Tensor) -> Tensor:
-        if value_guidance_scale == 0:
+        if how.value_guidance_scale == 0:
             return x
-        step = value_guidance_scale * (t >= stop).to(x).view(-1, *(1,) * (x.ndim - 1))
-        if scale_by_variance:
+        step = how.value_guidance_scale * rowwise((t >= how.guidance_stop).to(x), x.ndim)
+        if how.scale_by_variance:
             step = step * diffusion.posterior(x, x, t)[1]
-        for _ in range(num_guide_steps):
+        for _ in range(how.num_guide_steps):
             # Copies made here may be differentiated, wherever x was made.
             with torch.inference_mode(False), torch.enable_grad():
                 inner = x.detach().clone().requires_grad_()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -39,6 +40,30 @@ def randint(high: int, like: Tensor, generator: Generators = None) -> Tensor:
     size = (_rows_each(len(like), generator),)
     rows = [torch.randint(high, size, device=g.device, generator=g) for g in generator]
     return torch.cat(rows).to(like.device)
+
+
+def geometric(
+    shape: Sequence[int],
+    discount: float,
+    *,
+    stratified: bool = False,
+    generator: Generators = None,
+    like: Tensor,
+) -> Tensor:
+    """Offsets k >= 1 with probability (1 - discount) discount^(k - 1), (B, *S); as :func:`rand`.
+
+    Args:
+        shape: (B, *S).
+        discount: in (0, 1).
+        stratified: draw one from each of S equal parts of the distribution, along the last axis.
+        generator: source of noise.
+        like: a tensor whose device and dtype they take.
+    """
+    uniform = rand(shape, generator=generator, like=like)
+    if stratified:
+        stratum = torch.arange(shape[-1], device=like.device).to(like)
+        uniform = (stratum + uniform) / shape[-1]
+    return (torch.log1p(-uniform) / math.log(discount)).ceil().clamp(min=1)
 
 
 def choose(scores: Tensor, temperature: float = 0.0, generator: Generators = None) -> Tensor:

@@ -2,36 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Literal
 
-import torch
 from torch import Tensor
 
 from diffrl_lightning.diffusion.gaussian import GaussianDiffusion
 from diffrl_lightning.diffusion.noise import randn
-from diffrl_lightning.diffusion.samplers import inference_timesteps
 from diffrl_lightning.types import Generators
 
-ScoreFn = Callable[[Tensor, Tensor], Tensor]
-"""Gradient of a policy's log density: ``x0 (B, H, D), actions (B, H, A) -> (B, H, A)``."""
+GaussianFn = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""A Gaussian policy's mean and standard deviation (B, H, A) at ``x0 (B, H, D)``."""
+
+_MOST_DEVIATIONS = 3.0  # guided actions stay so close to the policy, in its standard deviations
 
 
 class PolicyGuided:
-    """A denoising function whose actions move with it (PolyGRAD, Rigter et al. 2024, algorithm 1).
+    """A denoising function whose actions move with it; a sampler takes it in the network's place.
 
-    It goes to a sampler in the place of the network. At each of its calls it predicts the clean
-    trajectory from the actions scaled by sqrt(abar_t), as the network was trained; then the actions
-    take a step along the policy's score at the predicted states, and noise as the sampler adds it. At
-    the last call they only stay within bounds.
+    At each call it predicts the clean trajectory from the actions scaled by sqrt(abar_t), as the
+    network was trained; then the actions follow the policy at the predicted states.
+
+    Along its ``score`` (PolyGRAD, Rigter et al. 2024, algorithm 1) they take a step, within 3
+    deviations, and noise of the posterior's variance; at the last call they are only kept within
+    bounds. By ``draws`` they are the policy's anew, by noise that stays the same from call to call,
+    so that actions settle as the trajectory does, whatever the policy's spread, with nothing to tune.
+    That is the better of the two where steps are few; along a score, actions lag behind.
 
     Args:
         denoise: ``x (B, H, D), scaled actions (B, H, A), t (B,) -> x0 (B, H, D)``.
         diffusion: the process.
-        actions: to begin with (B, H, A), standard normal; ``actions`` holds them from then on.
-        score: gradient of the policy's log density.
-        step_size: of a step along it; 0 leaves the actions to their noise.
-        within: keeps actions near the policy, ``x0, actions -> actions``; default anywhere.
-        num_inference_steps: as the sampler has it.
+        policy: mean and standard deviation of actions at a predicted trajectory.
+        actions: standard normal ones (B, H, A) to begin with; ``actions`` holds them from then on.
+        follows: ``score`` or ``draws``.
+        step_size: of a step along the score; 0 leaves the actions to their noise.
+        timesteps: those of the sampler, descending.
         generator: source of noise, one for all or one a row.
     """
 
@@ -39,78 +44,35 @@ class PolicyGuided:
         self,
         denoise: Callable[[Tensor, Tensor, Tensor], Tensor],
         diffusion: GaussianDiffusion,
+        policy: GaussianFn,
         actions: Tensor,
         *,
-        score: ScoreFn,
-        step_size: float | Tensor,
-        within: ScoreFn | None = None,
-        num_inference_steps: int | None = None,
+        follows: Literal["score", "draws"],
+        step_size: Tensor,
+        timesteps: Sequence[int],
         generator: Generators = None,
     ) -> None:
-        self.denoise, self.diffusion, self.actions = denoise, diffusion, actions
-        self.score, self.step_size, self.within = score, step_size, within
-        self.generator = generator
-        steps = inference_timesteps(diffusion.num_train_timesteps, num_inference_steps)
-        self._steps = iter(zip(steps, [*steps[1:], -1], strict=True))
+        self.denoise, self.diffusion, self.policy = denoise, diffusion, policy
+        self.actions = self.noise = actions
+        self.follows, self.step_size, self.generator = follows, step_size, generator
+        self._steps = iter(zip(timesteps, [*timesteps[1:], -1], strict=True))
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         """The predicted clean trajectory (B, H, D) of the sampler's next step."""
         step, following = next(self._steps)
         signal, _ = self.diffusion.signal_noise(step, 3)
         x0 = self.denoise(x, signal * self.actions, t)
-        actions = self.actions if self.within is None else self.within(x0, self.actions)
+        mean, std = self.policy(x0)
+        if self.follows == "draws":
+            self.actions = mean + std * self.noise
+            return x0
+        most = _MOST_DEVIATIONS * std
+        actions = self.actions.clamp(mean - most, mean + most)
         if following >= 0:
             _, variance = self.diffusion.posterior(actions, actions, step, following)
             noise = randn(actions.shape, generator=self.generator, like=actions)
-            actions = actions + self.step_size * self.score(x0, actions) + variance.sqrt() * noise
+            # No step goes beyond the mean: of a narrow policy it would land farther off than it began.
+            score = (mean - actions) / std.square().clamp(min=self.step_size)
+            actions = actions + self.step_size * score + variance.sqrt() * noise
         self.actions = actions
         return x0
-
-
-class PolicyDrawn:
-    """A denoising function whose actions are drawn anew at each call, from the policy at what it finds.
-
-    The noise that they are drawn with stays the same from call to call, so that actions settle as the
-    trajectory does: then they are the policy's, whatever its spread, with nothing to tune. It is the
-    better of the two where steps are few; along a score, actions lag behind.
-
-    Args:
-        denoise: ``x (B, H, D), scaled actions (B, H, A), t (B,) -> x0 (B, H, D)``.
-        diffusion: the process.
-        actions: to begin with (B, H, A), standard normal.
-        draw: the policy's actions at a predicted trajectory, ``x0 (B, H, D) -> (B, H, A)``, with noise
-            that stays; ``actions`` holds them from then on.
-    """
-
-    def __init__(
-        self,
-        denoise: Callable[[Tensor, Tensor, Tensor], Tensor],
-        diffusion: GaussianDiffusion,
-        actions: Tensor,
-        *,
-        draw: Callable[[Tensor], Tensor],
-    ) -> None:
-        self.denoise, self.diffusion, self.actions, self.draw = denoise, diffusion, actions, draw
-
-    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-        """The predicted clean trajectory (B, H, D)."""
-        signal, _ = self.diffusion.signal_noise(t, 3)
-        x0 = self.denoise(x, signal * self.actions, t)
-        self.actions = self.draw(x0)
-        return x0
-
-
-def score_of(log_prob: Callable[[Tensor, Tensor], Tensor]) -> ScoreFn:
-    """The score of any policy, by automatic differentiation.
-
-    Args:
-        log_prob: ``x0 (B, H, D), actions (B, H, A) -> (B, H)``.
-    """
-
-    def score(x0: Tensor, actions: Tensor) -> Tensor:
-        with torch.inference_mode(False), torch.enable_grad():
-            inner = actions.detach().clone().requires_grad_()
-            (gradient,) = torch.autograd.grad(log_prob(x0.clone(), inner).sum(), inner)
-        return gradient
-
-    return score

@@ -1,24 +1,15 @@
 """Samplers: from noise to samples in a few steps of the reverse process.
 
-Every sampler is a free function of a diffusion, a denoising function and a start ``x`` (B, *S), and
-takes the same keywords:
-
-* ``num_inference_steps``: network evaluations, at most T (default: T). They are spaced so that
-  the last one lands on the clean sample: none is spent on a sample that is clean already.
-* ``skip_steps``: begin this many evaluations late, from an ``x`` noised to that level (a warm start).
-* ``constraint``: applied to x_T, after ``pre_step``, and after every denoising step.
-* ``clip``: bound of the x0 estimate's absolute value.
-* ``pre_step``: hook ``(x, t) -> x`` before every evaluation, as value guidance needs it.
-* ``temperature``: factor of the standard deviation of the noise that the sampler adds; scale the
-  start ``x`` likewise.
-* ``generator``: source of that noise, one for all or one a row.
-* ``differentiable``: keep the graph through the chain (default: run without gradients).
+Every sampler is a free function of a diffusion, a denoising function with its conditions bound and a
+start ``x`` (B, *S), standard normal; its ``**chain`` are keywords of :func:`reverse`. ``temperature``
+is a factor of the standard deviation of the noise that it adds; scale ``x`` likewise. ``generator`` is
+the source of that noise, one for all or one a row.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -29,11 +20,13 @@ from diffrl_lightning.diffusion.noise import randn
 from diffrl_lightning.types import Constraint, DenoiseFn, Generators, InputError
 
 PreStep = Callable[[Tensor, Tensor], Tensor]
-_Update = Callable[[Tensor, Tensor, int, int], Tensor]  # x_t, estimate of x0, t, s -> x_s
+UpdateFn = Callable[[Tensor, Tensor, int, int], Tensor]
 
 
 def inference_timesteps(num_train_timesteps: int, num_inference_steps: int | None) -> list[int]:
-    """The steps a sampler visits, descending from T-1 ("trailing" spacing, Lin et al. 2024).
+    """So many steps of T, descending from T-1 ("trailing" spacing, Lin et al. 2024); None for all.
+
+    The last evaluation lands on the clean sample: none is spent on a sample that is clean already.
 
     Raises:
         InputError: if more steps are asked for than the diffusion has.
@@ -53,31 +46,14 @@ def ddpm_sample(
     denoise: DenoiseFn,
     x: Tensor,
     *,
-    num_inference_steps: int | None = None,
     variance: Literal["posterior", "beta"] = "posterior",
     temperature: float = 1.0,
-    constraint: Constraint | None = None,
-    clip: float | None = None,
-    pre_step: PreStep | None = None,
-    skip_steps: int = 0,
     generator: Generators = None,
-    differentiable: bool = False,
+    **chain: Any,
 ) -> Tensor:
     """Ancestral sampling (Ho et al. 2020, algorithm 2), on all or on some of the steps.
 
-    Args:
-        diffusion: the process; see the module for the arguments that all samplers share.
-        denoise: the network with its conditions bound.
-        x: start (B, *S), standard normal.
-        num_inference_steps: network evaluations.
-        variance: of each step, that of the posterior, or beta (Ho et al. 2020, section 3.2).
-        temperature: factor of the noise's standard deviation.
-        constraint: known entries.
-        clip: bound of the x0 estimate.
-        pre_step: hook before every evaluation.
-        skip_steps: evaluations to leave out at the start.
-        generator: source of noise.
-        differentiable: keep the graph.
+    The variance of each step is that of the posterior, or beta (Ho et al. 2020, section 3.2).
     """
 
     def update(x: Tensor, x0: Tensor, t: int, s: int) -> Tensor:
@@ -88,9 +64,7 @@ def ddpm_sample(
             _, var = diffusion.step(t, s, x.ndim)
         return mean + temperature * var.sqrt() * randn(x.shape, generator=generator, like=x)
 
-    steps = inference_timesteps(diffusion.num_train_timesteps, num_inference_steps)[skip_steps:]
-    with torch.set_grad_enabled(differentiable and torch.is_grad_enabled()):
-        return _reverse(diffusion, denoise, x, steps, update, constraint, clip, pre_step)
+    return reverse(diffusion, denoise, x, update, **chain)
 
 
 def ddim_sample(
@@ -98,31 +72,15 @@ def ddim_sample(
     denoise: DenoiseFn,
     x: Tensor,
     *,
-    num_inference_steps: int | None = None,
     eta: float = 0.0,
     temperature: float = 1.0,
-    constraint: Constraint | None = None,
-    clip: float | None = None,
-    pre_step: PreStep | None = None,
-    skip_steps: int = 0,
     generator: Generators = None,
-    differentiable: bool = False,
+    **chain: Any,
 ) -> Tensor:
     """DDIM (Song et al. 2021, eq. 12): deterministic at ``eta`` 0, ancestral at ``eta`` 1.
 
-    Args:
-        diffusion: the process; see the module for the arguments that all samplers share.
-        denoise: the network with its conditions bound.
-        x: start (B, *S), standard normal.
-        num_inference_steps: network evaluations.
-        eta: share of the posterior's standard deviation that is added as noise.
-        temperature: factor of the noise's standard deviation.
-        constraint: known entries.
-        clip: bound of the x0 estimate; the noise estimate follows it.
-        pre_step: hook before every evaluation.
-        skip_steps: evaluations to leave out at the start.
-        generator: source of noise.
-        differentiable: keep the graph.
+    ``eta`` is the share of the posterior's standard deviation that is added as noise. With ``clip``
+    the noise estimate follows the bounded estimate of x0.
     """
 
     def update(x: Tensor, x0: Tensor, t: int, s: int) -> Tensor:
@@ -139,38 +97,16 @@ def ddim_sample(
         noise = temperature * sigma * randn(x.shape, generator=generator, like=x)
         return signal_s * x0 + direction * eps + noise
 
-    steps = inference_timesteps(diffusion.num_train_timesteps, num_inference_steps)[skip_steps:]
-    with torch.set_grad_enabled(differentiable and torch.is_grad_enabled()):
-        return _reverse(diffusion, denoise, x, steps, update, constraint, clip, pre_step)
+    return reverse(diffusion, denoise, x, update, **chain)
 
 
 def dpmpp_sample(
-    diffusion: GaussianDiffusion,
-    denoise: DenoiseFn,
-    x: Tensor,
-    *,
-    num_inference_steps: int | None = None,
-    constraint: Constraint | None = None,
-    clip: float | None = None,
-    pre_step: PreStep | None = None,
-    skip_steps: int = 0,
-    differentiable: bool = False,
+    diffusion: GaussianDiffusion, denoise: DenoiseFn, x: Tensor, **chain: Any
 ) -> Tensor:
     """DPM-Solver++(2M) (Lu et al. 2022, algorithm 2): second order, deterministic.
 
     The first and the last step are of first order: before the first there is no earlier estimate,
     and the last ends where the log signal-to-noise ratio is infinite.
-
-    Args:
-        diffusion: the process; see the module for the arguments that all samplers share.
-        denoise: the network with its conditions bound.
-        x: start (B, *S), standard normal.
-        num_inference_steps: network evaluations.
-        constraint: known entries.
-        clip: bound of the x0 estimate.
-        pre_step: hook before every evaluation.
-        skip_steps: evaluations to leave out at the start.
-        differentiable: keep the graph.
     """
     previous: tuple[Tensor, Tensor] | None = None  # the last estimate of x0, and its log-SNR
 
@@ -188,30 +124,45 @@ def dpmpp_sample(
         decay = (noise_s / signal_s) * (signal_t / noise_t)  # exp(-h), 0 at the last step
         return (noise_s / noise_t) * x - signal_s * (decay - 1) * estimate
 
-    steps = inference_timesteps(diffusion.num_train_timesteps, num_inference_steps)[skip_steps:]
-    with torch.set_grad_enabled(differentiable and torch.is_grad_enabled()):
-        return _reverse(diffusion, denoise, x, steps, update, constraint, clip, pre_step)
+    return reverse(diffusion, denoise, x, update, **chain)
 
 
-def _reverse(
+def reverse(
     diffusion: GaussianDiffusion,
     denoise: DenoiseFn,
     x: Tensor,
-    steps: list[int],
-    update: _Update,
-    constraint: Constraint | None,
-    clip: float | None,
-    pre_step: PreStep | None,
+    update: UpdateFn,
+    *,
+    timesteps: Sequence[int] | None = None,
+    constraint: Constraint | None = None,
+    clip: float | None = None,
+    pre_step: PreStep | None = None,
+    differentiable: bool = False,
 ) -> Tensor:
-    """Run the reverse chain over ``steps`` and then to the clean sample."""
+    """Run the reverse chain over some steps and then to the clean sample.
+
+    Args:
+        diffusion: the process.
+        denoise: the network with its conditions bound.
+        x: start (B, *S).
+        update: one step of a sampler, ``x_t, estimate of x0, t, s -> x_s``.
+        timesteps: steps to evaluate the network at, descending (:func:`inference_timesteps`; default
+            all T); a warm start leaves out the first, and noises its ``x`` to the level of the rest.
+        constraint: applied to x_T, after ``pre_step``, and after every denoising step.
+        clip: bound of the x0 estimate's absolute value.
+        pre_step: hook ``(x, t) -> x`` before every evaluation, as value guidance needs it.
+        differentiable: keep the graph through the chain (default: run without gradients).
+    """
+    steps = range(diffusion.num_train_timesteps)[::-1] if timesteps is None else timesteps
     keep = constraint or (lambda x: x)
-    x = keep(x)
-    for step, next_step in zip(steps, [*steps[1:], -1], strict=True):
-        t = torch.full((1,), step, device=x.device).expand(len(x))  # so that it is embedded once
-        if pre_step is not None:
-            x = keep(pre_step(x, t))
-        x0 = diffusion.to_x0(denoise(x, t), x, t)
-        if clip is not None:
-            x0 = x0.clamp(-clip, clip)
-        x = keep(update(x, x0, step, next_step))
+    with torch.set_grad_enabled(differentiable and torch.is_grad_enabled()):
+        x = keep(x)
+        for step, next_step in zip(steps, [*steps[1:], -1], strict=True):
+            t = torch.full((1,), step, device=x.device).expand(len(x))  # one row, embedded once
+            if pre_step is not None:
+                x = keep(pre_step(x, t))
+            x0 = diffusion.to_x0(denoise(x, t), x, t)
+            if clip is not None:
+                x0 = x0.clamp(-clip, clip)
+            x = keep(update(x, x0, step, next_step))
     return x

@@ -1,4 +1,4 @@
-"""Stepping environments for good: each episode follows the one before, and a run can go on."""
+"""Collects transitions from environments that step together, in runs that can be resumed."""
 
 from __future__ import annotations
 
@@ -33,14 +33,10 @@ class Collector:
         self._begin(np.ones(envs.num_envs, bool))
 
     def step(self, act: Callable[[Tensor], Tensor]) -> tuple[dict[str, Tensor], list[float]]:
-        """A step of all of them.
-
-        Args:
-            act: observations (N, O) -> actions (N, A).
+        """Step all environments by a policy, observations (N, O) -> actions (N, A).
 
         Returns:
-            Transitions (N, ...), with the ``episodes`` that they are of, and the returns of the
-            episodes that they end.
+            Transitions (N, ...) with their episodes' numbers, and returns of the episodes that ended.
         """
         space: Any = self.envs.single_action_space
         before = torch.from_numpy(self.observations.copy())
@@ -77,7 +73,7 @@ class Collector:
         self.observations[which] = fresh[which]
 
     def state_dict(self) -> dict[str, Any]:
-        """Where all of them are."""
+        """Counters, observations and physics of all environments."""
         return {
             "episodes": self.episodes,
             "numbers": torch.from_numpy(self.numbers.copy()),
@@ -87,7 +83,7 @@ class Collector:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from there, in environments that have just begun."""
+        """Restore them in new environments."""
         self.episodes = state["episodes"]
         self.numbers = state["numbers"].numpy().copy()
         if any(physics is None for physics in state["physics"]):

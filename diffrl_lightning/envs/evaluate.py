@@ -92,22 +92,19 @@ def evaluate(
 def _record_plans(
     policy: Policy, running: Sequence[Episode | None], keep_paths: int, snapshot_every: int
 ) -> None:
-    """Take in the plans that a planner has just made, but for idle environments."""
+    """Record the plans that a planner has just made, except for idle environments."""
     for rows, plan in getattr(policy, "new_plans", ()):
         for k, (row, states) in enumerate(zip(rows.tolist(), plan.observations, strict=True)):
             episode = running[row]
             if episode is None:
                 continue
             episode.plans.append(states[:, :2].numpy().copy())
-            if episode.index < keep_paths and _snapshot_is_due(episode, snapshot_every):
-                episode.snapshots.append(_snapshot(policy, plan, k, episode.length))
-
-
-def _snapshot_is_due(episode: Episode, snapshot_every: int) -> bool:
-    if not episode.snapshots:
-        return True
-    passed = episode.length - episode.snapshots[-1].step
-    return passed >= snapshot_every and len(episode.snapshots) < _MOST_SNAPSHOTS
+            kept, now = episode.snapshots, episode.length
+            due = not kept or (
+                now - kept[-1].step >= snapshot_every and len(kept) < _MOST_SNAPSHOTS
+            )
+            if due and episode.index < keep_paths:
+                kept.append(_snapshot(policy, plan, k, now))
 
 
 def _snapshot(policy: Policy, plan: Any, k: int, step: int) -> PlanSnapshot:
@@ -130,7 +127,7 @@ def _record(
     i: int,
     keep_path: bool,
 ) -> None:
-    """Take in a step; an episode is a success if any of its steps was one."""
+    """Record a step; an episode is a success if any of its steps was one."""
     if episode.length == 0:
         episode.start = observation.copy()
     if keep_path:

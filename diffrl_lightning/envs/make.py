@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import gymnasium as gym
@@ -29,7 +28,7 @@ class EnvConfig:
 
     env_id: str
     kwargs: Mapping[str, Any] = field(default_factory=dict)
-    observation_keys: tuple[str, ...] | None = None
+    observation_keys: Sequence[str] | None = None
     goal_key: str | None = None
 
     def make(self, render_mode: str | None = None) -> gym.Env:
@@ -40,41 +39,50 @@ class EnvConfig:
         """
         import_plugins()
         try:
-            env = gym.make(self.env_id, render_mode=render_mode, **self.kwargs)
+            # An environment that is not to be drawn need not know of modes.
+            drawn: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}
+            env = gym.make(self.env_id, **drawn, **self.kwargs)
         except (gym.error.Error, TypeError, ImportError, AssertionError) as error:
             raise InputError(
                 f"Environment {self.env_id!r} can not be made ({error}): correct env_id or env_kwargs, "
-                "or install what it needs, e.g. with pip install 'diffrl_lightning[robotics]'."
+                "or install what it needs."
             ) from error
-        return flatten(env, observation_keys=self.observation_keys, goal_key=self.goal_key)
+        return self._flat(env)
 
     def make_vector(self, num_envs: int, asynchronous: bool = False) -> VectorEnv:
         """``num_envs`` environments, in one process or in one each; they are never auto-reset."""
         import_plugins()
-        wrap = partial(flatten, observation_keys=self.observation_keys, goal_key=self.goal_key)
         return gym.make_vec(
             self.env_id,
             num_envs=num_envs,
             vectorization_mode="async" if asynchronous else "sync",
             vector_kwargs={"autoreset_mode": AutoresetMode.DISABLED},
-            wrappers=[wrap],  # type: ignore[list-item]
+            wrappers=[self._flat],  # type: ignore[list-item]
             **self.kwargs,
+        )
+
+    def _flat(self, env: gym.Env) -> gym.Env:
+        """Lay dictionary observations flat: the state's keys in order, then the goal."""
+        keys, goal_key = layout(env.observation_space, self.observation_keys, self.goal_key)
+        if not keys:
+            return env
+        order = (*keys, *([goal_key] if goal_key else []))
+        length = sum(layout_dims(env.observation_space, keys, goal_key))
+        space = gym.spaces.Box(-np.inf, np.inf, (length,), np.float64)
+        return gym.wrappers.TransformObservation(
+            env, lambda o: np.concatenate([np.ravel(o[key]) for key in order]), space
         )
 
 
 def import_plugins() -> None:
-    """Register the environments of gymnasium-robotics where it is installed."""
-    try:
-        import gymnasium_robotics
-    except ImportError:
-        return
+    """Register the environments of gymnasium-robotics."""
+    import gymnasium_robotics
+
     gym.register_envs(gymnasium_robotics)
 
 
 def layout(
-    space: gym.Space,
-    observation_keys: Sequence[str] | None = None,
-    goal_key: str | None = None,
+    space: gym.Space, observation_keys: Sequence[str] | None = None, goal_key: str | None = None
 ) -> tuple[tuple[str, ...], str | None]:
     """The keys of the state and of the goal in a dictionary space; ((), None) for a flat one.
 
@@ -109,19 +117,3 @@ def layout_dims(
         dims = {key: int(np.prod(box.shape or ())) for key, box in space.spaces.items()}
         return sum(dims[key] for key in keys), dims[goal_key] if goal_key else 0
     return int(np.prod(space.shape or ())), 0
-
-
-def flatten(
-    env: gym.Env, *, observation_keys: Sequence[str] | None = None, goal_key: str | None = None
-) -> gym.Env:
-    """Lay dictionary observations flat: the state's keys in order, then the goal."""
-    keys, goal_key = layout(env.observation_space, observation_keys, goal_key)
-    if not keys:
-        return env
-    order = (*keys, *([goal_key] if goal_key else []))
-    space = gym.spaces.Box(
-        -np.inf, np.inf, (sum(layout_dims(env.observation_space, keys, goal_key)),), np.float64
-    )
-    return gym.wrappers.TransformObservation(
-        env, lambda o: np.concatenate([np.ravel(o[key]) for key in order]), space
-    )

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from diffrl_lightning.types import InputError
+from diffrl_lightning.types import EnvSource, InputError
 
 MazeMap = Sequence[Sequence[int | str]]
 
@@ -42,12 +41,21 @@ class Maze:
         if self.walls.all():
             raise InputError("maze_map has no free cell: write 0 where the agent may go.")
         self.cell_size = cell_size
+        self._distances: dict[tuple[int, int], np.ndarray] = {}  # by goal, as they are asked for
 
     @classmethod
     def of(cls, env: Any) -> Maze | None:
         """The maze of an environment, or None where it has none."""
         maze = getattr(env.unwrapped, "maze", None)
         return None if maze is None else cls(maze.maze_map, maze.maze_size_scaling)
+
+    @classmethod
+    def of_source(cls, source: EnvSource) -> Maze | None:
+        """The maze of a datamodule's environment, or None where it has none."""
+        env = source.make_env()
+        maze = cls.of(env)
+        env.close()
+        return maze
 
     @property
     def free_cells(self) -> list[tuple[int, int]]:
@@ -74,20 +82,58 @@ class Maze:
         cells = self.to_cells(xy)
         return self.walls[cells[..., 0], cells[..., 1]]
 
-    def crosses_wall(self, paths: Any, samples: int = 10) -> np.ndarray:
-        """Whether paths (..., H, 2) touch a wall (...), looking ``samples`` times a segment."""
+    def crosses_wall(self, paths: Any) -> np.ndarray:
+        """Whether paths (..., H, 2) touch a wall (...), at 10 points of each segment."""
         paths = np.asarray(paths, float)
-        weights = np.linspace(0, 1, samples)[:, None, None]
+        weights = np.linspace(0, 1, 10)[:, None, None]
         between = paths[..., None, :-1, :] * (1 - weights) + paths[..., None, 1:, :] * weights
         return np.asarray(self.in_wall(between).any((-1, -2)))
 
-    @cached_property
-    def _distances(self) -> dict[tuple[int, int], np.ndarray]:
-        return {cell: self._distances_to(cell) for cell in self.free_cells}
+    def _cell_numbers(self, xy: Any) -> np.ndarray:
+        """Flat indices (N,) of the cells that hold positions (N, 2)."""
+        return np.ravel_multi_index(tuple(self.to_cells(xy).T), self.walls.shape)
+
+    def busy_cells(self, xy: np.ndarray, count: int) -> list[np.ndarray]:
+        """Rows of positions (N, 2) by cell, for ``count`` of the more visited half of the cells.
+
+        The cells are evenly spread over that half, from the most visited one on.
+        """
+        index = self._cell_numbers(xy)
+        numbers, counts = np.unique(index, return_counts=True)
+        often = numbers[np.argsort(-counts, kind="stable")]
+        middle = max(1, len(often) // 2)
+        step = max(1, middle // max(1, count))
+        return [np.flatnonzero(index == number) for number in often[:middle][::step][:count]]
+
+    def total_variation(self, first: np.ndarray, second: np.ndarray) -> float:
+        """Total variation between shares of cells, of positions (N, 2) and (M, 2), in [0, 1]."""
+        shares = [
+            np.bincount(self._cell_numbers(xy), minlength=self.walls.size) / len(xy)
+            for xy in (first, second)
+        ]
+        return float(np.abs(shares[0] - shares[1]).sum() / 2)
+
+    def square_means(
+        self, xy: np.ndarray, values: np.ndarray, squares: int = 1
+    ) -> np.ma.MaskedArray:
+        """Mean of values (N,) at positions (N, 2) in each square, masked where there is none.
+
+        With S squares along a cell's side it is (R * S, C * S), the first row at the top.
+        """
+        shape = np.array(self.walls.shape)
+        limits = [(-side, side) for side in shape / 2 * self.cell_size]
+        options: Any = {"bins": shape * squares, "range": limits}
+        sums, counts = (
+            np.histogram2d(-xy[:, 1], xy[:, 0], weights=weights, **options)[0]
+            for weights in (values, None)
+        )
+        return np.ma.masked_array(sums / np.maximum(counts, 1), counts == 0)
 
     def _distances_to(self, goal: tuple[int, int]) -> np.ndarray:
         """Breadth-first number of steps from every cell to ``goal``; -1 where there is no way."""
-        distances = np.full(self.walls.shape, -1)
+        if goal in self._distances:
+            return self._distances[goal]
+        distances = self._distances[goal] = np.full(self.walls.shape, -1)
         distances[goal] = 0
         queue = deque([goal])
         while queue:
@@ -100,18 +146,14 @@ class Maze:
 
     def _neighbours(self, cell: tuple[int, int]) -> list[tuple[int, int]]:
         r, c = cell
-        around = ((r - 1, c), (r + 1, c), (r, c - 1), (r, c + 1))
         rows, columns = self.walls.shape
-        inside = [(i, j) for i, j in around if 0 <= i < rows and 0 <= j < columns]
-        return [cell for cell in inside if not self.walls[cell]]
+        around = ((r - 1, c), (r + 1, c), (r, c - 1), (r, c + 1))
+        inside = ((i, j) for i, j in around if 0 <= i < rows and 0 <= j < columns)
+        return [neighbour for neighbour in inside if not self.walls[neighbour]]
 
     def shortest_path(self, start: tuple[int, int], goal: tuple[int, int]) -> list[tuple[int, int]]:
-        """Cells from ``start`` to ``goal``, both included.
-
-        Raises:
-            InputError: if the goal can not be reached.
-        """
-        distances = self._distances[goal]
+        """Cells from ``start`` to ``goal``, both included; refused where there is no way."""
+        distances = self._distances_to(goal)
         if distances[start] < 0:
             raise InputError(
                 f"Cell {goal} can not be reached from {start}: open a way in maze_map."
@@ -130,24 +172,14 @@ class WaypointController:
     Args:
         maze: the map.
         rng: source of the waypoints' jitter.
-        kp: gain of the position's error.
-        kd: gain of the velocity.
-        threshold: distance at which a waypoint counts as reached.
-        jitter: waypoints move by up to this much of a cell.
     """
 
-    def __init__(
-        self,
-        maze: Maze,
-        rng: np.random.Generator,
-        *,
-        kp: float = 10.0,
-        kd: float = -1.0,
-        threshold: float = 0.1,
-        jitter: float = 0.2,
-    ) -> None:
+    kp, kd = 10.0, -1.0  # gains of the position's error and of the velocity
+    threshold = 0.1  # distance at which a waypoint counts as reached
+    jitter = 0.2  # waypoints move by up to this much of a cell
+
+    def __init__(self, maze: Maze, rng: np.random.Generator) -> None:
         self.maze, self.rng = maze, rng
-        self.kp, self.kd, self.threshold, self.jitter = kp, kd, threshold, jitter
         self.goal: np.ndarray | None = None
         self.waypoints: list[np.ndarray] = []
 
@@ -193,9 +225,7 @@ class WaypointPolicy:
 def evaluation_kwargs(maze_map: MazeMap, goal_cell: tuple[int, int] | None = None) -> dict:
     """Keywords of an evaluation environment: one goal cell, any start, no reset at the goal.
 
-    Args:
-        maze_map: the map; a cell "g" in it is the goal.
-        goal_cell: the goal, default the last free cell of the map.
+    The goal is the map's cell "g", else ``goal_cell``, else the map's last free cell.
     """
     cells = [list(row) for row in maze_map]
     if not any(cell == "g" for row in cells for cell in row):

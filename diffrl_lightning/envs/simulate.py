@@ -1,4 +1,4 @@
-"""Steps MuJoCo environments from states that are given: what would really have come next."""
+"""Steps MuJoCo environments from given states: ground truth for models of dynamics."""
 
 from __future__ import annotations
 
@@ -13,20 +13,15 @@ from diffrl_lightning.types import InputError
 
 
 class Simulated(NamedTuple):
-    """What came of N steps.
+    """Outcomes of N steps.
 
-    Attributes:
-        next_observations: (N, O).
-        rewards: (N,).
-        terminations: (N,) bool, where the episode would have ended.
-        known: (N,) bool, false where a velocity reached the bound at which these environments cut it
-            off in their observations, so that the state is not known.
+    A state is not known where a velocity reached the bound at which observations cut it off.
     """
 
-    next_observations: np.ndarray
-    rewards: np.ndarray
-    terminations: np.ndarray
-    known: np.ndarray
+    next_observations: np.ndarray  # (N, O)
+    rewards: np.ndarray  # (N,)
+    terminations: np.ndarray  # (N,) bool, where the episode would have ended
+    known: np.ndarray  # (N,) bool
 
 
 def simulate(
@@ -43,9 +38,6 @@ def simulate(
         observations: states (N, O).
         actions: (N, A).
         show_progress: a progress bar.
-
-    Raises:
-        InputError: if the environment can not be set so.
     """
     base: Any = getattr(env.unwrapped, "point_env", env.unwrapped)
     model = getattr(base, "model", None)
@@ -62,7 +54,7 @@ def simulate(
     qvel = observations[:, seen:].astype(np.float64)
     following, rewards = np.empty_like(observations), np.empty(len(observations), np.float32)
     ends = np.zeros(len(observations), bool)
-    silent = None if show_progress else True  # None: where no one looks
+    silent = None if show_progress else True  # None: off without a terminal
     rows = tqdm(range(len(observations)), desc="Simulating", leave=False, disable=silent)
     for i in rows:
         base.set_state(qpos[i], qvel[i])
@@ -91,13 +83,10 @@ def play(
         show_progress: a progress bar.
 
     Returns:
-        What came of each step, (N, L, ...).
-
-    Raises:
-        InputError: if the environment can not be set so.
+        Outcomes (N, L, ...).
     """
     space: Any = env.action_space
-    silent = None if show_progress else True  # None: where no one looks
+    silent = None if show_progress else True  # None: off without a terminal
     at, steps = observations, []
     for k in tqdm(range(length), desc="Simulating", leave=False, disable=silent):
         actions = np.clip(act(at, k), space.low, space.high)

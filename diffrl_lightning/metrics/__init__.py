@@ -2,5 +2,3 @@
 
 from diffrl_lightning.metrics.rollout import RolloutMetrics
 from diffrl_lightning.metrics.synthesis import SampleQuality, kolmogorov_smirnov
-
-__all__ = ["RolloutMetrics", "SampleQuality", "kolmogorov_smirnov"]

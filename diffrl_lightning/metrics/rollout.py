@@ -32,11 +32,8 @@ class RolloutMetrics(Metric):
     def update(self, quantity: str, values: Tensor, repeats: int = 1) -> None:
         """Take in values (n,) of a quantity: return, length, success, plan or decision_seconds.
 
-        Args:
-            quantity: ``plan`` is 1 for a plan that crosses no wall; ``decision_seconds`` is a time
-                for ``repeats`` decisions.
-            values: one an episode, a plan, or a time.
-            repeats: decisions that a value stands for.
+        ``plan`` is 1 for a plan that crosses no wall; ``decision_seconds`` is the time of ``repeats``
+        decisions.
         """
         i = _QUANTITIES.index(quantity)
         values = values.to(self.sums)
@@ -45,7 +42,7 @@ class RolloutMetrics(Metric):
         self.squares[i] += values.square().sum()
 
     def compute(self) -> dict[str, float]:
-        """All figures there is data for."""
+        """All statistics that have values."""
         counts, sums = self.counts.tolist(), self.sums.tolist()
         mean = {q: s / n for q, s, n in zip(_QUANTITIES, sums, counts, strict=True) if n}
         n = counts[0]

@@ -9,6 +9,9 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
+Rows = dict[str, Tensor]
+PARTS = ("observations", "actions", "rewards", "next_observations")  # a trajectory has no next ones
+
 
 class SampleQuality(Metric):
     """Marginals, correlations and nearest neighbours of synthetic rows against real ones.
@@ -43,7 +46,7 @@ class SampleQuality(Metric):
         (self.real if real else self.synthetic).append(rows)
 
     def compute(self) -> dict[str, float]:
-        """All figures; those that need several dimensions only where there are."""
+        """All measures; correlations only of several dimensions."""
         real, synthetic = dim_zero_cat(self.real), dim_zero_cat(self.synthetic)
         varies = real.std(0) > 1e-6 * (1 + real.mean(0).abs())
         real, synthetic = real[:, varies].double(), synthetic[:, varies].double()
@@ -59,7 +62,7 @@ class SampleQuality(Metric):
         return result
 
     def _nearest(self, real: Tensor, synthetic: Tensor) -> dict[str, float]:
-        """Both kinds of rows are held against the same real ones, which none of them is."""
+        """Distances of synthetic rows, and of held-out real ones, to the other real rows."""
         generator = torch.Generator(real.device).manual_seed(self.seed)
         scale = real.std(0)
 
@@ -69,25 +72,39 @@ class SampleQuality(Metric):
 
         real, synthetic = shuffled(real), shuffled(synthetic)[: self.num_neighbours]
         n = min(self.num_neighbours, len(real) // 2)
-        asked, others = real[:n], real[n:]
+        held_out, others = real[:n], real[n:]
         result = {}
-        for name, rows in (("nearest", synthetic), ("nearest_real", asked)):
+        for name, rows in (("nearest", synthetic), ("nearest_real", held_out)):
             distance = _nearest_distance(rows, others)
             result[name] = float(distance.median())
             result[f"{name}_low"] = float(distance.quantile(0.05))
         return result
 
 
+def steps_of(batch: Any) -> Rows:
+    """Transitions as they are, and the steps of trajectories (B, H, ...) as rows."""
+    rows = {name: batch[name] for name in PARTS if name in batch}
+    if rows["rewards"].ndim > 1:
+        rows = {name: value.flatten(0, 1) for name, value in rows.items()}
+    return rows
+
+
+def joined_rows(rows: Rows) -> Tensor:
+    """Rows of several arrays as one matrix (N, D)."""
+    return torch.cat([rows[name].reshape(len(rows[name]), -1) for name in PARTS if name in rows], 1)
+
+
+def column_names(rows: Rows) -> list[str]:
+    """A name for each column of :func:`joined_rows`."""
+    names = []
+    for part in (part for part in PARTS if part in rows):
+        columns = [f"{part} {i}" for i in range(rows[part].shape[-1])]
+        names += columns if rows[part].ndim > 1 else [part]
+    return names
+
+
 def kolmogorov_smirnov(first: Tensor, second: Tensor) -> Tensor:
-    """The largest distance of two empirical distribution functions, for each column.
-
-    Args:
-        first: (N, D).
-        second: (M, D).
-
-    Returns:
-        (D,) in [0, 1].
-    """
+    """Largest distance of the columns' empirical distributions, (N, D) and (M, D) -> (D,) in [0, 1]."""
     first, second = (x.T.contiguous().sort().values for x in (first, second))
     points = torch.cat([first, second], 1)
     shares = [

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from diffrl_lightning.diffusion import randn
+from diffrl_lightning.modules.acting import GaussianActing
 from diffrl_lightning.modules.base import DiffusionModule
-from diffrl_lightning.nets import EMA, mlp
+from diffrl_lightning.nets import mlp
 from diffrl_lightning.normalizers import NormalizerKind, TrajectoryNormalizer
-from diffrl_lightning.policies import ChunkedPolicy
-from diffrl_lightning.types import Generators, InputError, TransitionBatch
+from diffrl_lightning.types import Generators, InputError, Policy, TransitionBatch, one_of
 
 
 class BehaviourCloning(DiffusionModule):
@@ -22,58 +21,37 @@ class BehaviourCloning(DiffusionModule):
     Gaussian one maximises the likelihood, its variance depending on the state.
 
     Args:
-        observation_dim: O, taken from the data.
-        action_dim: A, taken from the data.
-        goal_dim: taken from the data; must be 0.
         distribution: of the actions.
         hidden_dim: width of the network.
         num_layers: hidden layers.
         normalizer: of states; actions are scaled to their range in the data.
-        lr: learning rate.
-        lr_schedule: keep the rate, or let it fall to 0 along a cosine over the whole run.
-        weight_decay: decoupled weight decay.
-        ema_decay: share of the weight average that each update keeps.
-        compile: compile the network for training.
-
-    Raises:
-        InputError: if there are goals, or an argument is unknown.
+        training: keywords of :class:`DiffusionModule`.
     """
 
-    learns_from = "transitions"
+    batch_type = TransitionBatch
+    acting = GaussianActing
 
     def __init__(
         self,
         observation_dim: int,
         action_dim: int,
-        goal_dim: int = 0,
+        *,
         distribution: Literal["deterministic", "gaussian"] = "deterministic",
         hidden_dim: int = 256,
         num_layers: int = 2,
         normalizer: NormalizerKind = "gaussian",
-        lr: float = 3e-4,
-        lr_schedule: Literal["constant", "cosine"] = "constant",
-        weight_decay: float = 0.0,
-        ema_decay: float = 0.995,
-        compile: bool = False,
+        **training: Any,
     ) -> None:
-        super().__init__()
-        self.save_hyperparameters()
-        self.refuse_goals(goal_dim)
-        if distribution not in ("deterministic", "gaussian"):
-            raise InputError(f"{distribution=} is unknown: choose deterministic or gaussian.")
+        super().__init__(observation_dim, action_dim, **training)
+        one_of(("deterministic", "gaussian"), distribution=distribution)
         self.gaussian = distribution == "gaussian"
-        self.observation_dim, self.action_dim = observation_dim, action_dim
         outputs = 2 * action_dim if self.gaussian else action_dim
         self.actor = mlp(observation_dim, hidden_dim, outputs, num_layers=num_layers)
-        self.ema = EMA(self.actor, decay=ema_decay)
+        self.ema = self.average(self.actor)
         self.trajectory = TrajectoryNormalizer(normalizer, observation_dim, action_dim, "limits")
 
-    def averaged(self) -> list[tuple[EMA, nn.Module]]:
-        """The average follows the actor."""
-        return [(self.ema, self.actor)]
-
     def compute_loss(self, batch: TransitionBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Squared error, or negative log likelihood up to a constant, a dimension."""
+        """Squared error (Pomerleau 1989), or a Gaussian's negative log likelihood, a dimension."""
         output = self.actor(self.trajectory.observations.normalize(batch["observations"]))
         actions = self.trajectory.actions.normalize(batch["actions"])
         if not self.gaussian:
@@ -82,32 +60,28 @@ class BehaviourCloning(DiffusionModule):
         return (0.5 * ((actions - mean) / log_std.exp()).square() + log_std).mean(), {}
 
     def decide(
-        self, states: Tensor, *, temperature: float = 0.0, generator: Generators = None
+        self, states: Tensor, how: GaussianActing, *, generator: Generators = None
     ) -> Tensor:
-        """States (N, O) -> chunks of one action (N, 1, A), in environment units.
-
-        Args:
-            states: current states.
-            temperature: factor of the Gaussian's standard deviation; 0 plays the mean.
-            generator: source of noise, one for all or one a state.
-        """
+        """States (N, O) -> chunks of one action (N, 1, A), in environment units."""
         output = self.ema(self.trajectory.observations.normalize(states))
         if self.gaussian:
             output, log_std = _split(output)
-            if temperature:
+            if how.temperature:
                 noise = randn(output.shape, generator=generator, like=output)
-                output = output + temperature * log_std.exp() * noise
+                output = output + how.temperature * log_std.exp() * noise
         return self.trajectory.actions.unnormalize(output.clamp(-1, 1))[:, None]
 
-    def make_policy(self, *, temperature: float = 0.0) -> ChunkedPolicy:
-        """A policy that acts in N environments as one batch.
+    def build_policy(self, how: GaussianActing) -> Policy:
+        """A reactive policy.
 
-        Args:
-            temperature: factor of the Gaussian's standard deviation; 0 plays the mean.
+        Raises:
+            InputError: if a deterministic actor is to draw.
         """
-        if temperature and not self.gaussian:
-            raise InputError(f"{temperature=} needs distribution=gaussian: leave it at 0.")
-        return self.chunked_policy(partial(self.decide, temperature=temperature))
+        if how.temperature and not self.gaussian:
+            raise InputError(
+                f"temperature={how.temperature} needs distribution=gaussian: leave it at 0."
+            )
+        return super().build_policy(how)
 
 
 def _split(output: Tensor) -> tuple[Tensor, Tensor]:

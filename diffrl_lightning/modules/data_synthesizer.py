@@ -8,143 +8,97 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from diffrl_lightning.diffusion import EDM, BetaSchedule, PredictionType, rand
-from diffrl_lightning.modules.synthesizer import Condition, Process, Synthesizer
-from diffrl_lightning.nets import EMA, Backbone, TransitionMLP, make_backbone, mlp
-from diffrl_lightning.normalizers import Normalizer, NormalizerKind, make_normalizer
-from diffrl_lightning.types import Generators, InputError, SequenceBatch, TransitionBatch
+from diffrl_lightning.diffusion import EDM, rand
+from diffrl_lightning.modules.synthesizer import Synthesizer
+from diffrl_lightning.nets import Backbone, TransitionMLP, make_backbone, mlp
+from diffrl_lightning.normalizers import Normalizer, make_normalizer
+from diffrl_lightning.types import (
+    Generators,
+    InputError,
+    SequenceBatch,
+    TrainingData,
+    TransitionBatch,
+    one_of,
+)
 
-_LEAST_SPREAD = 0.1  # of terminals, lest the few there are make up their column's loss
+_LEAST_SPREAD = 0.1  # of terminals, lest a few of them dominate the loss of their entry
 
 
 class DataSynthesizer(Synthesizer):
-    """Transitions, diffused whole: state, action, reward, next state, and whether it was the last.
+    """SynthER: transitions of state, action, reward, next state and terminal, diffused whole.
 
     The paper's process is EDM with a stochastic sampler of 255 evaluations; ``ddpm`` is the discrete
-    diffusion of the other roles, on the same network. Whether a transition ends its episode is not
-    normalised; a sample's is 1 above one half. EDM's ``sigma_data`` of that entry is its standard
-    deviation, at least 0.1, where the paper has 1 for all: with 1 for what seldom differs from 0 the
-    network is asked for what it cannot tell at low noise, and terminals are lost.
+    diffusion of the other roles, on the same network. Terminals are not normalised, and a sample's is 1
+    above one half. Their ``sigma_data`` in EDM is their standard deviation, at least 0.1, where the
+    paper has 1 for all entries: with 1, the preconditioning expects rare terminals to be predicted at
+    noise levels that hide them, and they are lost.
 
     Args:
-        observation_dim: O, taken from the data.
-        action_dim: A, taken from the data.
-        goal_dim: taken from the data; must be 0.
-        num_origins: datasets of the data's list, taken from the data: tasks to choose from.
-        conditions: what samples may be conditioned on: the ``return`` to go, the ``task``, which is the
-            dataset of a list that a transition is from, both or nothing.
-        cond_drop_prob: chance that a sample's condition is dropped in training.
-        process: ``edm``, over continuous noise levels, or ``ddpm``, over discrete steps.
-        num_train_timesteps: T, steps of ``ddpm``.
-        beta_schedule: noise schedule of ``ddpm``.
-        prediction_type: what the network predicts in ``ddpm``.
         hidden_dim: width of the network.
         num_blocks: its residual layers.
         embed_dim: width of its first layer, and of all embeddings.
         layer_norm: normalise before each residual layer.
-        next_state: what tells the next state: it ``itself``, as published, or the ``change`` from the
-            state, which is sharper where states change little in a step.
-        normalizer: of states, actions and rewards.
-        bound_gap: standard deviations by which values that pile up at an end of their dimension, such
-            as clipped actions, are moved outwards while they are diffused, so that they come back
-            exact; 0 leaves them, as published.
+        next_state: how the next state is represented: ``itself``, as published, or by the ``change``
+            from the state, which is sharper where states change little in a step.
         terminals: ``diffused`` with the rest, as published; or ``classified``: drawn, after it, with
             the chance that a network of its own gives for the state and the action. That is sharper
             where an episode ends at a boundary of the states, which diffusion blurs.
-        lr: learning rate.
-        lr_schedule: keep the rate, or let it fall to 0 along a cosine over the whole run.
-        weight_decay: decoupled weight decay.
-        adam_betas: of the optimizer.
-        ema_decay: share of the weight average that each update keeps.
-        ema_update_every: optimiser steps from one update to the next.
-        ema_start: optimiser steps before averaging begins.
-        compile: compile the network for training.
-
-    Raises:
-        InputError: if there are goals, or an argument is unknown or out of range.
+        training: keywords of :class:`Synthesizer`.
     """
 
-    learns_from = "transitions"
+    batch_type = TransitionBatch
 
     def __init__(
         self,
         observation_dim: int,
         action_dim: int,
-        goal_dim: int = 0,
-        num_origins: int = 1,
-        conditions: tuple[Condition, ...] = (),
-        cond_drop_prob: float = 0.25,
-        process: Process = "edm",
-        num_train_timesteps: int = 128,
-        beta_schedule: BetaSchedule = "cosine",
-        prediction_type: PredictionType = "eps",
+        *,
         hidden_dim: int = 1024,
         num_blocks: int = 6,
         embed_dim: int = 128,
         layer_norm: bool = False,
         next_state: Literal["itself", "change"] = "itself",
-        normalizer: NormalizerKind = "gaussian",
-        bound_gap: float = 0.0,
         terminals: Literal["diffused", "classified"] = "diffused",
-        lr: float = 3e-4,
-        lr_schedule: Literal["constant", "cosine"] = "cosine",
-        weight_decay: float = 0.0,
         adam_betas: tuple[float, float] = (0.9, 0.99),
-        ema_decay: float = 0.995,
-        ema_update_every: int = 10,
-        ema_start: int = 100,
-        compile: bool = False,
+        **training: Any,
     ) -> None:
-        super().__init__()
-        self.save_hyperparameters()
-        if terminals not in ("diffused", "classified"):
-            raise InputError(f"{terminals=} is unknown: choose diffused or classified.")
-        if next_state not in ("itself", "change"):
-            raise InputError(f"{next_state=} is unknown: choose itself or change.")
+        super().__init__(observation_dim, action_dim, adam_betas=adam_betas, **training)
+        one_of(("diffused", "classified"), terminals=terminals)
+        one_of(("itself", "change"), next_state=next_state)
         self.widths = [action_dim, observation_dim, 1, observation_dim]
         self.classifier: nn.Module | None = None
         if terminals == "diffused":
             self.widths.append(1)
         else:
             self.classifier = mlp(action_dim + observation_dim, 256, 1)
-            self.classifier_ema = EMA(
-                self.classifier, decay=ema_decay, update_every=ema_update_every, start=ema_start
-            )
-
-        def make_net(cond_dim: int) -> nn.Module:
-            return TransitionMLP(
-                sum(self.widths),
-                cond_dim=cond_dim,
-                hidden_dim=hidden_dim,
-                num_blocks=num_blocks,
-                embed_dim=embed_dim,
-                layer_norm=layer_norm,
-            )
-
-        self._assemble(make_net, (sum(self.widths),), embed_dim)
+            self.classifier_ema = self.average(self.classifier)
+        net = TransitionMLP(
+            sum(self.widths),
+            cond_dim=embed_dim if self.conditions else 0,
+            hidden_dim=hidden_dim,
+            num_blocks=num_blocks,
+            embed_dim=embed_dim,
+            layer_norm=layer_norm,
+        )
+        self.build(net, (sum(self.widths),), embed_dim)
         self.changes: Normalizer | None = None
         if next_state == "change":
-            self.changes = make_normalizer(normalizer, observation_dim)
-
-    def averaged(self) -> list[tuple[EMA, nn.Module]]:
-        """The denoiser's average, and that of what tells terminals."""
-        if self.classifier is None:
-            return super().averaged()
-        return [*super().averaged(), (self.classifier_ema, self.classifier)]
+            self.changes = make_normalizer(self.hparams["normalizer"], observation_dim)
 
     def param_groups(self) -> list[dict[str, Any]]:
         """The networks."""
-        return [{"params": list(net.parameters())} for _, net in self.averaged()]
+        nets = (self.denoiser, self.classifier)
+        return [{"params": list(net.parameters())} for net in nets if net is not None]
 
-    def fit_normalizers(self, datamodule: Any) -> None:
+    def fit_normalizers(self, data: TrainingData) -> None:
         """As for every synthesizer; and of changes, and the spread of the terminals."""
-        super().fit_normalizers(datamodule)
+        super().fit_normalizers(data)
         if self.changes is not None:
-            states, following, rows = datamodule.training_pairs()
+            states, following, rows = data.training_pairs()
             normalize = self.trajectory.observations.normalize
             self.changes.fit(normalize(following) - normalize(states), rows)
         if isinstance(self.diffusion, EDM) and self.classifier is None:
-            terminals, rows = datamodule.training_rows("terminations")
+            terminals, rows = data.training_rows("terminations")
             spread = terminals[rows if rows is not None else slice(None)].float().std()
             self.diffusion.sigma_data[-1] = spread.clamp(min=_LEAST_SPREAD)
 
@@ -160,10 +114,9 @@ class DataSynthesizer(Synthesizer):
         return torch.cat(parts, -1)
 
     def loss_weight(self, batch: TransitionBatch) -> Tensor:
-        """(B, D): next states that were not recorded count nothing.
+        """(B, D): 0 for next states that were not recorded, where the data repeat the last state.
 
-        The data then repeat the last state. Learned, and told from the end of an episode only now and
-        then, it would be a state that can be held for ever.
+        Trained on them, a model that misses a terminal would make a state that never changes.
         """
         following, states = batch["next_observations"], batch["observations"]
         recorded = ~((following == states).all(1) & (batch["terminations"] > 0))
@@ -172,7 +125,7 @@ class DataSynthesizer(Synthesizer):
         return weights
 
     def compute_loss(self, batch: TransitionBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The process's loss; and the cross entropy of what tells terminals."""
+        """The process's loss; and the cross entropy of the classifier of terminals."""
         loss, info = super().compute_loss(batch)
         if self.classifier is None:
             return loss, info
@@ -182,7 +135,7 @@ class DataSynthesizer(Synthesizer):
         return loss + terminal_loss, info | {"terminal_loss": terminal_loss.detach()}
 
     def decode(self, x: Tensor, generator: Generators = None) -> dict[str, Tensor]:
-        """What :meth:`encode` gives -> a :class:`TransitionBatch` (B, ...)."""
+        """The inverse of :meth:`encode`: arrays (B, ...) of a :class:`TransitionBatch`."""
         actions, states, rewards, following, *terminal = x.split(self.widths, -1)
         if self.classifier is None:
             ends = terminal[0] > 0.5
@@ -200,13 +153,15 @@ class DataSynthesizer(Synthesizer):
             "terminations": ends[:, 0].to(x),
         }
 
-    def beyond(self, samples: dict[str, Tensor]) -> Tensor:
-        """As for every synthesizer; and which go on in a state beyond those of the data."""
+    def out_of_bounds(self, samples: dict[str, Tensor]) -> Tensor:
+        """As for every synthesizer; and which go on in a state outside the bounds."""
         goes_on = samples["terminations"] == 0
-        return super().beyond(samples) | self._out(samples["next_observations"]) & goes_on
+        return (
+            super().out_of_bounds(samples) | self._outside(samples["next_observations"]) & goes_on
+        )
 
     def _encode_next(self, batch: TransitionBatch) -> Tensor:
-        """What is diffused of the next states (B, O)."""
+        """Next states, or changes, as they are diffused (B, O)."""
         normalize = self.trajectory.observations.normalize
         following = normalize(batch["next_observations"])
         if self.changes is None:
@@ -217,96 +172,52 @@ class DataSynthesizer(Synthesizer):
 class TrajectorySynthesizer(Synthesizer):
     """Windows of states, actions and rewards, diffused whole: episodes of H - 1 steps.
 
-    Planners can be trained on them. An episode ends after its window, cut short: that episodes may
-    really end is not modelled.
+    Planners can be trained on them. An episode is truncated after its window: terminations are not
+    modelled.
 
     Args:
-        observation_dim: O, taken from the data.
-        action_dim: A, taken from the data.
-        goal_dim: taken from the data; must be 0.
-        num_origins: datasets of the data's list, taken from the data: tasks to choose from.
         horizon: H, taken from the data.
         stride: taken from the data; must be 1.
-        conditions: as in :class:`DataSynthesizer`, from the window's first step.
-        cond_drop_prob: chance that a sample's condition is dropped in training.
-        process: ``edm``, over continuous noise levels, or ``ddpm``, over discrete steps.
-        num_train_timesteps: T, steps of ``ddpm``.
-        beta_schedule: noise schedule of ``ddpm``.
-        prediction_type: what the network predicts in ``ddpm``.
         backbone: a temporal ``unet``, or ``dit``, a transformer.
         dim: width of the U-Net's first level, or of the transformer.
         dim_mults: width of each level of the U-Net in multiples of ``dim``.
         attention: linear attention in the U-Net.
         depth: blocks of the transformer.
         num_heads: heads of the transformer.
-        normalizer: of states, actions and rewards.
-        bound_gap: standard deviations by which values that pile up at an end of their dimension, such
-            as clipped actions, are moved outwards while they are diffused, so that they come back
-            exact; 0 leaves them, as published.
-        lr: learning rate.
-        lr_schedule: keep the rate, or let it fall to 0 along a cosine over the whole run.
-        weight_decay: decoupled weight decay.
-        ema_decay: share of the weight average that each update keeps.
-        ema_update_every: optimiser steps from one update to the next.
-        ema_start: optimiser steps before averaging begins.
-        compile: compile the network for training.
-
-    Raises:
-        InputError: if there are goals, the horizon does not divide, or an argument is unknown.
+        training: keywords of :class:`Synthesizer`; conditions are those of the window's first step.
     """
-
-    learns_from = "windows"
 
     def __init__(
         self,
         observation_dim: int,
         action_dim: int,
-        goal_dim: int = 0,
-        num_origins: int = 1,
+        *,
         horizon: int = 32,
         stride: int = 1,
-        conditions: tuple[Condition, ...] = (),
-        cond_drop_prob: float = 0.25,
-        process: Process = "edm",
-        num_train_timesteps: int = 128,
-        beta_schedule: BetaSchedule = "cosine",
-        prediction_type: PredictionType = "eps",
         backbone: Backbone = "unet",
         dim: int = 32,
         dim_mults: tuple[int, ...] = (1, 2, 4),
         attention: bool = False,
         depth: int = 2,
         num_heads: int = 4,
-        normalizer: NormalizerKind = "gaussian",
-        bound_gap: float = 0.0,
-        lr: float = 3e-4,
-        lr_schedule: Literal["constant", "cosine"] = "cosine",
-        weight_decay: float = 0.0,
-        ema_decay: float = 0.995,
-        ema_update_every: int = 10,
-        ema_start: int = 100,
-        compile: bool = False,
+        **training: Any,
     ) -> None:
-        super().__init__()
-        self.save_hyperparameters()
+        super().__init__(observation_dim, action_dim, **training)
         if stride != 1 or horizon < 2:
             raise InputError(f"{stride=} must be 1 and {horizon=} at least 2 to make episodes.")
         self.widths = [action_dim, observation_dim, 1]
-
-        def make_net(cond_dim: int) -> nn.Module:
-            return make_backbone(
-                backbone,
-                sum(self.widths),
-                horizon=horizon,
-                dim=dim,
-                dim_mults=dim_mults,
-                attention=attention,
-                depth=depth,
-                num_heads=num_heads,
-                cond_dim=cond_dim,
-            )
-
-        self._assemble(make_net, (horizon, sum(self.widths)), dim)
+        net = make_backbone(
+            backbone,
+            sum(self.widths),
+            horizon=horizon,
+            dim=dim,
+            dim_mults=dim_mults,
+            attention=attention,
+            depth=depth,
+            num_heads=num_heads,
+            cond_dim=dim if self.conditions else 0,
+        )
+        self.build(net, (horizon, sum(self.widths)), dim)
 
     def encode(self, batch: SequenceBatch) -> Tensor:
         """Windows -> (B, H, A + O + 1)."""

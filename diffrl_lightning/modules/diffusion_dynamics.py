@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import lru_cache
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -11,43 +10,45 @@ from torch import Tensor
 
 from diffrl_lightning.diffusion import (
     GaussianDiffusion,
-    PolicyDrawn,
     PolicyGuided,
     ddpm_sample,
+    inference_timesteps,
     inpaint,
     power_cosine_betas,
     randn,
 )
-from diffrl_lightning.modules.base import DiffusionModule
-from diffrl_lightning.nets import EMA, Normal, StepTransformer, TransitionMLP
+from diffrl_lightning.modules.environment_model import EnvironmentModel, absorb
+from diffrl_lightning.nets import Normal, StepTransformer, TransitionMLP
 from diffrl_lightning.normalizers import GaussianNormalizer, TrajectoryNormalizer, make_normalizer
-from diffrl_lightning.types import ChunkBatch, Generators, Imagined, InputError
+from diffrl_lightning.types import (
+    ChunkBatch,
+    DenoiseFn,
+    Generators,
+    Imagined,
+    above,
+    at_least,
+    one_of,
+)
 
 PolicyFn = Callable[[Tensor], Normal]
 """A Gaussian policy: states (..., O) -> over actions (..., A), both in environment units."""
 
 _PREDICTION_STEPS = 4
-_MOST_DEVIATIONS = 3.0  # guided actions stay so close to the policy, in its standard deviations
 
 
-class DiffusionDynamics(DiffusionModule):
-    """States, rewards and ends of H steps at once, diffused given the first state and the actions.
+class DiffusionDynamics(EnvironmentModel):
+    """States, rewards and terminations of H steps, diffused given the first state and the actions.
 
-    All steps of a trajectory are denoised together, so that errors do not add up from step to step as
-    in a model that is fed its own predictions. Actions are given: as noisy as the trajectory is they
-    are scaled by sqrt(abar_t), and are not denoised themselves. Imagining what a policy would do, they
-    begin as noise, and at each step of the sampler they climb the policy's density at the states that
-    are predicted by then, or are drawn from it there (``imagine``); what given actions lead to is
-    ``predict``.
+    All steps are denoised together, so that errors do not compound as in an autoregressive model.
+    Actions are an input, scaled by sqrt(abar_t), and not denoised. ``predict`` rolls out given actions.
+    ``imagine`` rolls out a policy: actions begin as noise and, at each step of the sampler, climb the
+    policy's density at the states predicted there, or are drawn from it.
 
-    Where an episode really ends, its last state stays for the rest of the window, at no reward; where
-    it was cut off, the rest of the window does not count. Ends are a channel of 0 and 1, which is not
+    A trajectory that terminates keeps its last state for the rest of the window, at no reward; the rest
+    of one that is truncated has no weight. Terminations are a channel of 0 and 1, which is not
     normalised, and is rounded.
 
     Args:
-        observation_dim: O, taken from the data.
-        action_dim: A, taken from the data.
-        goal_dim: taken from the data; must be 0.
         horizon: H, steps of a trajectory, taken from the data.
         backbone: ``mlp``: residual layers over the whole trajectory at once; ``transformer``: a causal
             one over its steps.
@@ -56,29 +57,20 @@ class DiffusionDynamics(DiffusionModule):
         num_heads: heads of the transformer.
         num_train_timesteps: T.
         schedule_power: abar = cos(pi u / 2) ** (2 power): the lower, the later comes the noise.
-        follows: how imagined actions follow a policy: along its ``score``, by a step that is tuned, as
-            published, or by ``draws`` from it at the states that are predicted by then.
-        lr: learning rate.
-        lr_schedule: keep the rate, or let it fall to 0 along a cosine over the whole run.
-        weight_decay: decoupled weight decay.
-        ema_decay: share of the weight average that each update keeps.
-        ema_update_every: optimiser steps from one update to the next.
-        ema_start: optimiser steps before averaging begins.
-        compile: compile the network for training.
-
-    Raises:
-        InputError: if there are goals, or an argument is unknown or out of range.
+        follows: how imagined actions follow a policy: along its ``score``, by a tuned step size, as
+            published, or by ``draws`` from it at the states predicted so far.
+        training: keywords of :class:`DiffusionModule`.
     """
 
-    learns_from = "chunks"
+    batch_type = ChunkBatch
     known: Tensor  # (H, O + 2) bool, the entries that are given
-    step_size: Tensor  # of the actions along the policy's score, in units of normalised actions
+    step_size: Tensor  # of actions along the policy's score, in units of normalised actions
 
     def __init__(
         self,
         observation_dim: int,
         action_dim: int,
-        goal_dim: int = 0,
+        *,
         horizon: int = 10,
         backbone: Literal["mlp", "transformer"] = "mlp",
         dim: int = 1024,
@@ -87,30 +79,27 @@ class DiffusionDynamics(DiffusionModule):
         num_train_timesteps: int = 128,
         schedule_power: float = 0.1,
         follows: Literal["score", "draws"] = "score",
-        lr: float = 3e-4,
-        lr_schedule: Literal["constant", "cosine"] = "constant",
-        weight_decay: float = 0.0,
         ema_decay: float = 0.99,
         ema_update_every: int = 10,
         ema_start: int = 2000,
-        compile: bool = False,
+        **training: Any,
     ) -> None:
-        super().__init__()
-        self.save_hyperparameters()
-        self.refuse_goals(goal_dim)
-        if backbone not in ("mlp", "transformer"):
-            raise InputError(f"{backbone=} is unknown: choose mlp or transformer.")
-        if follows not in ("score", "draws"):
-            raise InputError(f"{follows=} is unknown: choose score or draws.")
-        if horizon < 2 or schedule_power <= 0:
-            raise InputError(f"{horizon=} must be at least 2, {schedule_power=} above 0.")
-        self.horizon, self.observation_dim, self.action_dim = horizon, observation_dim, action_dim
-        self.follows = follows
+        super().__init__(
+            observation_dim,
+            action_dim,
+            ema_decay=ema_decay,
+            ema_update_every=ema_update_every,
+            ema_start=ema_start,
+            **training,
+        )
+        one_of(("mlp", "transformer"), backbone=backbone)
+        one_of(("score", "draws"), follows=follows)
+        at_least(2, horizon=horizon)
+        above(0, schedule_power=schedule_power)
+        self.horizon, self.follows, self.flat = horizon, follows, backbone == "mlp"
         betas = power_cosine_betas(num_train_timesteps, schedule_power)
         self.diffusion = GaussianDiffusion(betas, "x0")
         width = observation_dim + 2
-        self.flat = backbone == "mlp"
-        self.denoiser: TransitionMLP | StepTransformer
         if self.flat:
             self.denoiser = TransitionMLP(
                 horizon * width,
@@ -124,9 +113,7 @@ class DiffusionDynamics(DiffusionModule):
             self.denoiser = StepTransformer(
                 width, cond_dim=action_dim, dim=dim, depth=depth, num_heads=num_heads
             )
-        self.ema = EMA(
-            self.denoiser, decay=ema_decay, update_every=ema_update_every, start=ema_start
-        )
+        self.ema = self.average(self.denoiser)
         self.trajectory = TrajectoryNormalizer("gaussian", observation_dim, action_dim)
         self.rewards = make_normalizer("gaussian", 1)
         known = torch.zeros(horizon, width, dtype=torch.bool)
@@ -134,36 +121,23 @@ class DiffusionDynamics(DiffusionModule):
         self.register_buffer("known", known, persistent=False)
         self.register_buffer("step_size", torch.tensor(0.005))
 
-    def fit_normalizers(self, datamodule: Any) -> None:
-        """Take the statistics of the training episodes' states, actions and rewards.
-
-        Raises:
-            InputError: if the data's rewards are not those of the environment.
-        """
-        self.refuse_mapped_rewards(datamodule)
-        super().fit_normalizers(datamodule)
-        self.rewards.fit(*datamodule.training_rows("rewards"))
-
     def compute_loss(self, batch: ChunkBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Squared error of the denoised trajectory, and how much of it is the ends'."""
-        x0, actions, counts = self._trajectories(batch)
+        """Error of the denoised trajectory, x0 in eq. 14 of Ho et al. 2020; the terminations' share."""
+        x0, actions, weight = self._trajectories(batch)
         channels: list[Tensor] = []
 
         def denoise(xt: Tensor, t: Tensor) -> Tensor:
             signal, _ = self.diffusion.signal_noise(t, 3)
-            found = self._denoise(self.denoiser, xt, signal * actions, t)
-            error = (found.detach() - x0).square() * counts
+            prediction = self._denoise(self.denoiser, xt, signal * actions, t)
+            error = (prediction.detach() - x0).square() * weight
             channels.append(error.masked_fill(self.known, 0.0).mean((0, 1)))
-            return found
+            return prediction
 
-        loss = self.diffusion.loss(
-            denoise, x0, weight=counts, constraint=inpaint(x0, self.known)
-        ).mean()
-        share = channels[0][-1] / channels[0].sum()
-        return loss, {"ends_share": share}
+        loss = self.diffusion.loss(denoise, x0, weight=weight, constraint=inpaint(x0, self.known))
+        return loss.mean(), {"ends_share": channels[0][-1] / channels[0].sum()}
 
     def _trajectories(self, batch: ChunkBatch) -> tuple[Tensor, Tensor, Tensor]:
-        """Normalised trajectories (B, H, O + 2) and actions (B, H, A), and which steps count."""
+        """Normalised trajectories (B, H, O + 2), actions (B, H, A), and weights of steps (B, H, 1)."""
         steps = torch.arange(self.horizon, device=batch["steps"].device)
         beyond = steps >= batch["steps"][:, None]
         ended = batch["terminations"][:, None] > 0
@@ -175,16 +149,14 @@ class DiffusionDynamics(DiffusionModule):
         x0 = torch.cat(
             [self.trajectory.observations.normalize(states), rewards, ends[..., None]], -1
         )
-        counts = (~beyond | ended).to(x0)[..., None]
-        return x0, self.trajectory.actions.normalize(batch["actions"]), counts
+        weight = (~beyond | ended).to(x0)[..., None]
+        return x0, self.trajectory.actions.normalize(batch["actions"]), weight
 
     def _denoise(self, net: Any, x: Tensor, actions: Tensor, t: Tensor) -> Tensor:
         """The clean trajectories (B, H, O + 2) of noised ones at steps (B,), by scaled actions."""
         if not self.flat:
             return net(x, t, actions)
-        signal, noise = self.diffusion.signal_noise(t, 1)
-        # What the network is told of a step is its noise level, as an EDM is.
-        return net(x, (noise / signal).log() / 4, actions.flatten(1))
+        return net(x, self.diffusion.c_noise(t), actions.flatten(1))
 
     @torch.no_grad()
     def predict(
@@ -195,36 +167,42 @@ class DiffusionDynamics(DiffusionModule):
         num_inference_steps: int | None = None,
         generator: Generators = None,
     ) -> Imagined:
-        """What given actions (N, L, A) lead to from states (N, O), in environment units.
+        """Roll out given actions (N, L, A) from states (N, O), in environment units.
 
-        Longer trajectories than the model's are made of several, each from the last state of the one
-        before; after an end the state stays, and no reward follows.
+        Trajectories longer than H are made of several, each from the last state of the one before.
+        After a termination the state stays, and no reward follows.
 
         Args:
             states: (N, O).
             actions: (N, L, A).
-            num_inference_steps: network evaluations of each, default 4: more are hardly better, as
-                nothing has to agree with the actions.
+            num_inference_steps: network evaluations of each, default 4: more are hardly better.
             generator: source of noise, one for all or one a row.
         """
+        train_steps = self.diffusion.num_train_timesteps
         if num_inference_steps is None:
-            num_inference_steps = min(_PREDICTION_STEPS, self.diffusion.num_train_timesteps)
+            num_inference_steps = min(_PREDICTION_STEPS, train_steps)
+        timesteps = inference_timesteps(train_steps, num_inference_steps)
         at, parts, length = states, [], actions.shape[1]
         padding = actions[:, -1:].expand(-1, self.horizon, -1)
-        padded = torch.cat([actions, padding], 1)
+        padded = self.trajectory.actions.normalize(torch.cat([actions, padding], 1))
         for first in range(0, max(1, length - 1), self.horizon - 1):
-            given = self.trajectory.actions.normalize(padded[:, first : first + self.horizon])
+            given = padded[:, first : first + self.horizon]
+            x = self._sample(self._start(at), self._given(given), timesteps, generator)
+            part = self._unnormalized(x, given)
+            at = part.observations[:, -1]
+            parts.append([x[:, :-1] for x in part])
+        parts[-1] = list(part)  # of the last one its last step too
+        whole = Imagined(*(torch.cat(x, 1)[:, :length] for x in zip(*parts, strict=True)))
+        return absorb(whole)
 
-            def denoise(x: Tensor, t: Tensor, given: Tensor = given) -> Tensor:
-                signal, _ = self.diffusion.signal_noise(t, 3)
-                return self._denoise(self.ema, x, signal * given, t)
+    def _given(self, actions: Tensor) -> DenoiseFn:
+        """The averaged network with normalised actions (N, H, A) bound, scaled as in training."""
 
-            found = self._imagined(self._sample(at, denoise, num_inference_steps, generator), given)
-            at = found.observations[:, -1]
-            parts.append([part[:, :-1] for part in found])
-        parts[-1] = list(found)  # of the last one its last step too
-        whole = Imagined(*(torch.cat(part, 1)[:, :length] for part in zip(*parts, strict=True)))
-        return _with_ends(whole)
+        def denoise(x: Tensor, t: Tensor) -> Tensor:
+            signal, _ = self.diffusion.signal_noise(t, 3)
+            return self._denoise(self.ema, x, signal * actions, t)
+
+        return denoise
 
     @torch.no_grad()
     def imagine(
@@ -235,7 +213,7 @@ class DiffusionDynamics(DiffusionModule):
         num_inference_steps: int | None = None,
         generator: Generators = None,
     ) -> tuple[Imagined, Tensor]:
-        """What a policy would do and what would come of it.
+        """Roll out a policy (PolyGRAD, algorithm 1).
 
         Args:
             states: (N, O), in environment units.
@@ -245,57 +223,36 @@ class DiffusionDynamics(DiffusionModule):
 
         Returns:
             The trajectories, and the spread of their actions: the standard deviation, over all of them,
-            of how many of the policy's standard deviations each is off its mean. The policy's own is 1,
-            to which ``tune`` brings it.
+            of (a - mean) / std under the policy. The policy's own is 1, to which ``tune`` brings it.
         """
-        normalizer = self.trajectory.actions
+        timesteps = inference_timesteps(self.diffusion.num_train_timesteps, num_inference_steps)
+        known, normalizer = self._start(states), self.trajectory.actions
         assert isinstance(normalizer, GaussianNormalizer)
 
-        @lru_cache(maxsize=1)  # score and bounds are asked for at one prediction after the other
-        def at(x0: Tensor) -> Normal:
-            found = policy(self._states_of(x0))
-            return Normal(normalizer.normalize(found.mean), found.std / normalizer.std)
-
-        def score(x0: Tensor, actions: Tensor) -> Tensor:
-            mean, std = at(x0)
-            # No step goes beyond the mean: of a narrow policy it would land farther off than it began.
-            return (mean - actions) / std.square().clamp(min=self.step_size)
-
-        def within(x0: Tensor, actions: Tensor) -> Tensor:
-            mean, std = at(x0)
-            return actions.clamp(mean - _MOST_DEVIATIONS * std, mean + _MOST_DEVIATIONS * std)
-
-        def drawn(x0: Tensor) -> Tensor:
-            mean, std = at(x0)
-            return mean + std * noise
+        def gaussian(x0: Tensor) -> Normal:
+            mean, std = policy(self._states(x0))
+            return Normal(normalizer.normalize(mean), std / normalizer.std)
 
         def denoise(x: Tensor, actions: Tensor, t: Tensor) -> Tensor:
             return torch.where(self.known, known, self._denoise(self.ema, x, actions, t))
 
-        known = self._start(states)
-        shape = (len(states), self.horizon, self.action_dim)
-        noise = randn(shape, generator=generator, like=known)
-        guided = (
-            PolicyDrawn(denoise, self.diffusion, noise, draw=drawn)
-            if self.follows == "draws"
-            else PolicyGuided(
-                denoise,
-                self.diffusion,
-                noise,
-                score=score,
-                within=within,
-                step_size=self.step_size,
-                num_inference_steps=num_inference_steps,
-                generator=generator,
-            )
+        guided = PolicyGuided(
+            denoise,
+            self.diffusion,
+            gaussian,
+            randn((len(states), self.horizon, self.action_dim), generator=generator, like=known),
+            follows=self.follows,
+            step_size=self.step_size,
+            timesteps=timesteps,
+            generator=generator,
         )
-        x = self._sample(states, guided, num_inference_steps, generator)
-        mean, std = at(x)
+        x = self._sample(known, guided, timesteps, generator)
+        mean, std = gaussian(x)
         spread = ((guided.actions - mean) / std).std((0, 1)).mean()
-        return _with_ends(self._imagined(x, guided.actions)), spread
+        return absorb(self._unnormalized(x, guided.actions)), spread
 
     def tune(self, spread: Tensor, lr: float = 3e-3) -> None:
-        """Move the step along the policy's score, up to 1, so that actions spread as the policy's.
+        """Move the step size, up to 1, so that imagined actions spread as the policy's do.
 
         Args:
             spread: of actions that were imagined, as ``imagine`` returns it.
@@ -312,40 +269,25 @@ class DiffusionDynamics(DiffusionModule):
         return x
 
     def _sample(
-        self,
-        states: Tensor,
-        denoise: Callable[[Tensor, Tensor], Tensor],
-        num_inference_steps: int | None,
-        generator: Generators,
+        self, known: Tensor, denoise: DenoiseFn, timesteps: Sequence[int], generator: Generators
     ) -> Tensor:
-        known = self._start(states)
+        """Normalised trajectories (N, H, O + 2) from the first states of ``known``."""
         return ddpm_sample(
             self.diffusion,
             denoise,
             randn(known.shape, generator=generator, like=known),
-            num_inference_steps=num_inference_steps,
+            timesteps=timesteps,
             constraint=inpaint(known, self.known),
             generator=generator,
         )
 
-    def _states_of(self, x: Tensor) -> Tensor:
+    def _states(self, x: Tensor) -> Tensor:
         return self.trajectory.observations.unnormalize(x[..., : self.observation_dim])
 
-    def _imagined(self, x: Tensor, actions: Tensor) -> Imagined:
+    def _unnormalized(self, x: Tensor, actions: Tensor) -> Imagined:
         return Imagined(
-            self._states_of(x),
+            self._states(x),
             self.trajectory.actions.unnormalize(actions),
             self.rewards.unnormalize(x[..., -2:-1])[..., 0],
             (x[..., -1] > 0.5).to(x),
         )
-
-
-def _with_ends(found: Imagined) -> Imagined:
-    """Nothing comes after an end, whatever was predicted."""
-    ended = found.terminations.cummax(1).values
-    before = torch.cat([torch.zeros_like(ended[:, :1]), ended[:, :-1]], 1)
-    # The state behind the step that ended it is the last one.
-    last = (1 - before).sum(1).long().clamp(max=ended.shape[1] - 1)
-    final = found.observations.take_along_dim(last[:, None, None], 1)
-    observations = torch.where(before[..., None] > 0, final, found.observations)
-    return Imagined(observations, found.actions, found.rewards * (1 - before), ended)

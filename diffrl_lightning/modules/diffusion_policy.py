@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
@@ -11,16 +13,36 @@ from diffrl_lightning.diffusion import (
     BetaSchedule,
     GaussianDiffusion,
     PredictionType,
-    Sampler,
-    check_sampling,
+    Sampling,
     draw,
     make_betas,
 )
 from diffrl_lightning.modules.base import DiffusionModule
-from diffrl_lightning.nets import EMA, ChunkBackbone, make_chunk_backbone
+from diffrl_lightning.nets import ChunkBackbone, make_chunk_backbone
 from diffrl_lightning.normalizers import BOUNDED, NormalizerKind, TrajectoryNormalizer
 from diffrl_lightning.policies import ChunkedPolicy
-from diffrl_lightning.types import Generators, InputError, SequenceBatch
+from diffrl_lightning.types import (
+    Generators,
+    InputError,
+    SequenceBatch,
+    TrainingData,
+    at_least,
+    within,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChunkActing(Sampling):
+    """How a DiffusionPolicy acts.
+
+    Args:
+        n_action_steps: actions of a chunk that are played; default as the model has it.
+        compile: compile the network, on CUDA into graphs.
+    """
+
+    n_action_steps: int | None = None
+    compile: bool = False
+    least: ClassVar = {"n_action_steps": 1}
 
 
 class DiffusionPolicy(DiffusionModule):
@@ -40,9 +62,6 @@ class DiffusionPolicy(DiffusionModule):
     (``data.pad_before``) and may end up to ``n_action_steps - 1`` steps after it (``data.pad_after``).
 
     Args:
-        observation_dim: O, taken from the data.
-        action_dim: A, taken from the data.
-        goal_dim: taken from the data; must be 0.
         horizon: H, actions of a chunk, taken from the data.
         stride: taken from the data; must be 1.
         n_obs_steps: C, observations up to now that a chunk is drawn from.
@@ -60,26 +79,18 @@ class DiffusionPolicy(DiffusionModule):
         clip_denoised: bound the estimate of the clean actions to the data's range, [-1, 1]; without
             effect on normalisers that have no such range, gaussian and none.
         normalizer: of states and actions.
-        lr: learning rate.
-        lr_schedule: keep the rate, or let it fall to 0 along a cosine over the whole run.
-        lr_warmup_steps: optimiser steps in which the rate rises from 0.
-        adam_betas: decay of the gradient's averages in Adam.
-        weight_decay: decoupled weight decay.
-        ema_decay: share of the weight average that a step keeps, at most.
-        ema_power: step k keeps ``1 - k ** -ema_power``, until that reaches ``ema_decay``; 0 keeps
-            ``ema_decay`` from the beginning.
-        compile: compile the network for training.
-
-    Raises:
-        InputError: if a chunk is too short for the actions to play, there are goals, or an argument is
-            unknown.
+        ema_power: the k-th average keeps ``1 - k ** -ema_power``, until that reaches ``ema_decay``; 0
+            keeps ``ema_decay`` from the beginning.
+        training: keywords of :class:`DiffusionModule`.
     """
+
+    acting = ChunkActing
 
     def __init__(
         self,
         observation_dim: int,
         action_dim: int,
-        goal_dim: int = 0,
+        *,
         horizon: int = 16,
         stride: int = 1,
         n_obs_steps: int = 2,
@@ -102,22 +113,28 @@ class DiffusionPolicy(DiffusionModule):
         weight_decay: float = 1e-6,
         ema_decay: float = 0.9999,
         ema_power: float = 0.75,
-        compile: bool = False,
+        **training: Any,
     ) -> None:
-        super().__init__()
-        self.save_hyperparameters()
-        self.refuse_goals(goal_dim)
+        super().__init__(
+            observation_dim,
+            action_dim,
+            lr=lr,
+            lr_schedule=lr_schedule,
+            lr_warmup_steps=lr_warmup_steps,
+            adam_betas=adam_betas,
+            weight_decay=weight_decay,
+            ema_decay=ema_decay,
+            **training,
+        )
         if stride != 1:
             raise InputError(f"DiffusionPolicy plays every action of a chunk: {stride=} must be 1.")
-        if n_obs_steps < 1 or n_action_steps < 1:
-            raise InputError(f"{n_obs_steps=} and {n_action_steps=} must be at least 1.")
+        at_least(1, n_obs_steps=n_obs_steps, n_action_steps=n_action_steps)
         if n_obs_steps - 1 + n_action_steps > horizon:
             raise InputError(
                 f"A chunk of {horizon=} begins {n_obs_steps - 1} steps ago and is too short for "
                 f"{n_action_steps=}: use a horizon of at least {n_obs_steps - 1 + n_action_steps}."
             )
-        self.observation_dim, self.action_dim, self.horizon = observation_dim, action_dim, horizon
-        self.n_obs_steps, self.n_action_steps = n_obs_steps, n_action_steps
+        self.horizon, self.n_obs_steps, self.n_action_steps = horizon, n_obs_steps, n_action_steps
         self.clip = 1.0 if clip_denoised and normalizer in BOUNDED else None
         self.diffusion = GaussianDiffusion(
             make_betas(beta_schedule, num_train_timesteps), prediction_type
@@ -134,48 +151,44 @@ class DiffusionPolicy(DiffusionModule):
             num_heads=num_heads,
             dropout=dropout,
         )
-        self.ema = EMA(self.denoiser, decay=ema_decay, power=ema_power)
+        self.ema = self.average(self.denoiser, power=ema_power)
         self.trajectory = TrajectoryNormalizer(normalizer, observation_dim, action_dim)
 
-    def fit_normalizers(self, datamodule: Any) -> None:
+    def fit_normalizers(self, data: TrainingData) -> None:
         """Take the statistics of the training episodes' states and actions.
 
         Raises:
             InputError: if episodes begin otherwise in the windows than they do for the policy.
         """
-        begins, wanted = datamodule.pad_before, self.n_obs_steps - 1
-        if begins != wanted or datamodule.padding == "zero":
+        begins, wanted = data.pad_before, self.n_obs_steps - 1
+        if begins != wanted or data.padding == "zero":
             raise InputError(
                 f"With n_obs_steps={self.n_obs_steps} the policy sees an episode's first observation "
                 f"{self.n_obs_steps} times: set data.pad_before={wanted}, not {begins}, and "
                 "data.padding=edge."
             )
-        super().fit_normalizers(datamodule)
+        super().fit_normalizers(data)
 
     def compute_loss(self, batch: SequenceBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Squared error of the denoised chunk."""
+        """Squared error of the prediction for a noised chunk (Chi et al. 2023, eq. 5)."""
         seen = self._condition(batch["observations"][:, : self.n_obs_steps])
         actions = self.trajectory.actions.normalize(batch["actions"])
         loss = self.diffusion.loss(lambda x, t: self.denoiser(x, t, seen), actions)
         return loss.mean(), {}
 
-    def decide(  # noqa: D417
+    def decide(
         self,
         states: Tensor,
+        how: ChunkActing,
         *,
-        n_action_steps: int | None = None,
-        sampler: Sampler = "ddim",
-        num_inference_steps: int | None = None,
-        temperature: float = 1.0,
-        denoise: Any = None,
+        denoise: Callable[..., Tensor] | None = None,
         generator: Generators = None,
     ) -> Tensor:
         """Chunks of actions from now on (N, n_action_steps, A), in environment units.
 
-        Keywords that are not here are those of :meth:`make_policy`.
-
         Args:
             states: the last C of them (N, C, O), the oldest first; (N, O) where C is 1.
+            how: ways to sample and to act.
             denoise: the network, default the averaged one.
             generator: source of noise, one for all or one a row.
         """
@@ -185,53 +198,33 @@ class DiffusionPolicy(DiffusionModule):
             self.diffusion,
             lambda x, t: net(x, t, seen),
             (len(states), self.horizon, self.action_dim),
+            how,
             like=seen,
-            sampler=sampler,
-            num_inference_steps=num_inference_steps,
-            temperature=temperature,
             clip=self.clip,
             generator=generator,
         )
-        played = self.n_action_steps if n_action_steps is None else n_action_steps
         now = self.n_obs_steps - 1
-        return self.trajectory.actions.unnormalize(x[:, now : now + played])
+        return self.trajectory.actions.unnormalize(x[:, now : now + self._num_played(how)])
 
-    def make_policy(
-        self,
-        *,
-        n_action_steps: int | None = None,
-        sampler: Sampler = "ddim",
-        num_inference_steps: int | None = None,
-        temperature: float = 1.0,
-        compile: bool = False,
-    ) -> ChunkedPolicy:
-        """A policy that acts in N environments, each at its own place in its own chunk.
+    def build_policy(self, how: ChunkActing) -> ChunkedPolicy:
+        """A policy that plays chunks, each environment at its own place in its own.
 
-        Args:
-            n_action_steps: actions of a chunk that are played; default as the model has it.
-            sampler: how to denoise.
-            num_inference_steps: network evaluations for a chunk, default T.
-            temperature: standard deviation of the noise, 1 as in training.
-            compile: compile the network, on CUDA into graphs.
+        Raises:
+            InputError: if a chunk has fewer actions than are to be played, or T is exceeded.
         """
-        n_action_steps = self.n_action_steps if n_action_steps is None else n_action_steps
-        if not 1 <= n_action_steps <= self.horizon - self.n_obs_steps + 1:
-            raise InputError(
-                f"{n_action_steps=} must lie between 1 and the {self.horizon - self.n_obs_steps + 1} "
-                "actions of a chunk from now on."
-            )
-        check_sampling(self.diffusion, sampler, num_inference_steps)
-        decide = partial(
-            self.decide,
-            n_action_steps=n_action_steps,
-            sampler=sampler,
-            num_inference_steps=num_inference_steps,
-            temperature=temperature,
-            denoise=self.inference_net(compile),
+        played = self._num_played(how)
+        within(1, self.horizon - self.n_obs_steps + 1, n_action_steps=played)
+        how.timesteps(self.diffusion)
+        return ChunkedPolicy(
+            partial(self.decide, how=how, denoise=self.inference_net(how.compile)),
+            n_action_steps=played,
+            n_obs_steps=self.n_obs_steps,
+            **self.policy_options(),
         )
-        return self.chunked_policy(
-            decide, n_action_steps=n_action_steps, n_obs_steps=self.n_obs_steps
-        )
+
+    def _num_played(self, how: ChunkActing) -> int:
+        """Actions of a chunk that are played."""
+        return self.n_action_steps if how.n_action_steps is None else how.n_action_steps
 
     def _condition(self, states: Tensor) -> Tensor:
         """Observations in a row (B, C * O), normalised."""

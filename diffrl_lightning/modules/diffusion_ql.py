@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from functools import partial
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from diffrl_lightning.diffusion import (
     BetaSchedule,
     GaussianDiffusion,
     Sampler,
-    check_sampling,
+    Sampling,
     choose,
     ddpm_sample,
     draw,
@@ -22,8 +22,25 @@ from diffrl_lightning.diffusion import (
 from diffrl_lightning.modules.base import DiffusionModule
 from diffrl_lightning.nets import EMA, DenoisingMLP, TwinQ, frozen
 from diffrl_lightning.normalizers import NormalizerKind, TrajectoryNormalizer
-from diffrl_lightning.policies import ChunkedPolicy
-from diffrl_lightning.types import Generators, InputError, TransitionBatch
+from diffrl_lightning.types import Generators, TransitionBatch, at_least, one_of, shares
+
+
+@dataclass(frozen=True, kw_only=True)
+class QActing(Sampling):
+    """How a DiffusionQL acts: candidates of the actor, of which the critics choose one.
+
+    Args:
+        num_candidates: actions drawn for each state.
+        choice_temperature: one is drawn with probability proportional to exp(Q / choice_temperature),
+            Q the lesser of the target critics; 0 takes the best.
+        average: draw actions from the averaged actor, not from the last one.
+    """
+
+    sampler: Sampler = "ddpm"
+    num_candidates: int = 50
+    choice_temperature: float = 1.0
+    average: bool = False
+    least: ClassVar = {"num_candidates": 1, "choice_temperature": 0}
 
 
 class DiffusionQL(DiffusionModule):
@@ -36,9 +53,6 @@ class DiffusionQL(DiffusionModule):
     The critics learn from actions of the averaged actor and from averaged critics.
 
     Args:
-        observation_dim: O, taken from the data.
-        action_dim: A, taken from the data.
-        goal_dim: taken from the data; must be 0.
         actor_loss: where the value's gradient goes through.
         q_weight: weight of the value against the cloning, "eta".
         max_q_backup: take, by each critic, the best of several next actions in the target.
@@ -51,27 +65,19 @@ class DiffusionQL(DiffusionModule):
         normalizer: of states; actions are scaled to their range in the data.
         discount: of a step.
         tau: share of the new weights that the target critics take at a step.
-        lr: learning rate of the actor.
         critic_lr: learning rate of the critics; default the same.
-        lr_schedule: keep the rates, or let them fall to 0 along a cosine over the whole run.
-        weight_decay: decoupled weight decay.
-        ema_decay: share of the actor's average that each update keeps.
-        ema_update_every: optimiser steps from one update of it to the next.
-        ema_start: optimiser steps before averaging begins; until then the average is the actor.
-        compile: compile the networks for training.
-
-    Raises:
-        InputError: if there are goals, or an argument is unknown or out of range.
+        training: keywords of :class:`DiffusionModule`.
     """
 
-    learns_from = "transitions"
-    chosen_by = None  # the critics' loss is no measure: its target moves
+    batch_type = TransitionBatch
+    acting = QActing
+    monitor = None  # the critics' loss is no measure: its target moves
 
     def __init__(
         self,
         observation_dim: int,
         action_dim: int,
-        goal_dim: int = 0,
+        *,
         actor_loss: Literal["chain", "one_step"] = "chain",
         q_weight: float = 1.0,
         max_q_backup: bool = False,
@@ -84,24 +90,21 @@ class DiffusionQL(DiffusionModule):
         normalizer: NormalizerKind = "none",
         discount: float = 0.99,
         tau: float = 0.005,
-        lr: float = 3e-4,
         critic_lr: float | None = None,
-        lr_schedule: Literal["constant", "cosine"] = "constant",
-        weight_decay: float = 0.0,
-        ema_decay: float = 0.995,
         ema_update_every: int = 5,
         ema_start: int = 1000,
-        compile: bool = False,
+        **training: Any,
     ) -> None:
-        super().__init__()
-        self.save_hyperparameters()
-        self.refuse_goals(goal_dim)
-        self.check_shares(tau=tau, discount=discount)
-        if actor_loss not in ("chain", "one_step"):
-            raise InputError(f"{actor_loss=} is unknown: choose chain or one_step.")
-        if num_backup_actions < 1:
-            raise InputError(f"{num_backup_actions=} must be at least 1.")
-        self.observation_dim, self.action_dim = observation_dim, action_dim
+        super().__init__(
+            observation_dim,
+            action_dim,
+            ema_update_every=ema_update_every,
+            ema_start=ema_start,
+            **training,
+        )
+        shares(tau=tau, discount=discount)
+        one_of(("chain", "one_step"), actor_loss=actor_loss)
+        at_least(1, num_backup_actions=num_backup_actions)
         self.actor_loss, self.q_weight, self.discount = actor_loss, q_weight, discount
         self.num_next_actions = num_backup_actions if max_q_backup else 1
         self.diffusion = GaussianDiffusion(make_betas(beta_schedule, num_train_timesteps))
@@ -115,15 +118,9 @@ class DiffusionQL(DiffusionModule):
             num_layers=num_layers,
             layer_norm=critic_layer_norm,
         )
-        self.ema = EMA(
-            self.denoiser, decay=ema_decay, update_every=ema_update_every, start=ema_start
-        )
+        self.ema = self.average(self.denoiser)
         self.target_critic = EMA(self.critic, decay=1 - tau)
         self.trajectory = TrajectoryNormalizer(normalizer, observation_dim, action_dim, "limits")
-
-    def averaged(self) -> list[tuple[EMA, nn.Module]]:
-        """The averages of the actor and of the critics."""
-        return [(self.ema, self.denoiser), (self.target_critic, self.critic)]
 
     def param_groups(self) -> list[dict[str, Any]]:
         """Actor and critics."""
@@ -133,7 +130,7 @@ class DiffusionQL(DiffusionModule):
         return [{"params": list(self.denoiser.parameters())}, critic]
 
     def compute_loss(self, batch: TransitionBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The critics' loss and the actor's; each reaches its own network alone."""
+        """The critics' loss and the actor's, L_d + q_weight L_q (Wang et al. 2023, section 4)."""
         states = self.trajectory.observations.normalize(batch["observations"])
         actions = self.trajectory.actions.normalize(batch["actions"])
         q = self.critic(states, actions)
@@ -192,76 +189,23 @@ class DiffusionQL(DiffusionModule):
         beyond = self.discount ** batch["steps"] * (1 - batch["terminations"])
         return batch["rewards"] + beyond * value
 
-    def decide(
-        self,
-        states: Tensor,
-        *,
-        num_candidates: int = 50,
-        choice_temperature: float = 1.0,
-        average: bool = False,
-        sampler: Sampler = "ddpm",
-        num_inference_steps: int | None = None,
-        temperature: float = 1.0,
-        generator: Generators = None,
-    ) -> Tensor:
-        """States (N, O) -> chunks of one action (N, 1, A), in environment units.
-
-        Keywords are those of :meth:`make_policy`.
-        """
+    def decide(self, states: Tensor, how: QActing, *, generator: Generators = None) -> Tensor:
+        """States (N, O) -> chunks of one action (N, 1, A), in environment units."""
         states = self.trajectory.observations.normalize(states)
-        states = states.repeat_interleave(num_candidates, 0)
-        net = self.ema if average else self.denoiser
+        states = states.repeat_interleave(how.num_candidates, 0)
+        net = self.ema if how.average else self.denoiser
         x = draw(
             self.diffusion,
             lambda x, t: net(x, t, states),
             (len(states), self.action_dim),
+            how,
             like=states,
-            sampler=sampler,
-            num_inference_steps=num_inference_steps,
-            temperature=temperature,
             clip=1.0,
             generator=generator,
         )
-        candidates = x.unflatten(0, (-1, num_candidates))
-        if num_candidates > 1:
-            q = self.target_critic(states, x).amin(0).unflatten(0, (-1, num_candidates)).float()
-            chosen = choose(q, choice_temperature, generator)
+        candidates = x.unflatten(0, (-1, how.num_candidates))
+        if how.num_candidates > 1:
+            q = self.target_critic(states, x).amin(0).unflatten(0, (-1, how.num_candidates)).float()
+            chosen = choose(q, how.choice_temperature, generator)
             candidates = candidates.take_along_dim(chosen[:, None, None], 1)
         return self.trajectory.actions.unnormalize(candidates)
-
-    def make_policy(
-        self,
-        *,
-        num_candidates: int = 50,
-        choice_temperature: float = 1.0,
-        average: bool = False,
-        sampler: Sampler = "ddpm",
-        num_inference_steps: int | None = None,
-        temperature: float = 1.0,
-    ) -> ChunkedPolicy:
-        """A policy that acts in N environments as one batch.
-
-        Args:
-            num_candidates: actions drawn for each state, of which the critics choose one.
-            choice_temperature: it is drawn with probability proportional to exp(Q /
-                choice_temperature), Q the lesser of the target critics; 0 takes the best.
-            average: draw actions from the averaged actor, not from the last one.
-            sampler: how to denoise.
-            num_inference_steps: network evaluations, default T.
-            temperature: standard deviation of the noise, 1 as in training.
-        """
-        if num_candidates < 1 or choice_temperature < 0:
-            raise InputError(
-                f"{num_candidates=} must be at least 1, {choice_temperature=} at least 0."
-            )
-        check_sampling(self.diffusion, sampler, num_inference_steps)
-        decide = partial(
-            self.decide,
-            num_candidates=num_candidates,
-            choice_temperature=choice_temperature,
-            average=average,
-            sampler=sampler,
-            num_inference_steps=num_inference_steps,
-            temperature=temperature,
-        )
-        return self.chunked_policy(decide)

@@ -3,72 +3,51 @@
 from __future__ import annotations
 
 import math
-from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from diffrl_lightning.diffusion import randn
+from diffrl_lightning.modules.acting import GaussianActing
 from diffrl_lightning.modules.diffusion_dynamics import DiffusionDynamics
 from diffrl_lightning.nets import EMA, Normal, mlp
 from diffrl_lightning.normalizers import GaussianNormalizer
-from diffrl_lightning.policies import ChunkedPolicy
-from diffrl_lightning.types import ChunkBatch, Generators, InputError
+from diffrl_lightning.types import ChunkBatch, Generators, TrainingData, above, at_least, shares
 
-_LEAST_STD = 0.1  # of the actor, of half the range of actions
+_LEAST_STD = 0.1  # of the actor, in half the range of actions
 
 
 class DynamicsAgent(DiffusionDynamics):
-    """A model of dynamics, and an actor and a critic that learn from what it imagines they would do.
+    """A world model, and an actor-critic that learns from trajectories imagined in it.
 
-    Every optimiser step the model learns from a batch of what was recorded; every ``policy_every`` of
-    them actor and critic learn too, from trajectories that begin in the batch's states and follow the
-    actor (advantage actor-critic, with generalised advantages of an averaged critic). Nothing counts
-    behind an imagined end. The actor is a Gaussian whose spread does not depend on the state.
+    Every optimiser step the model learns from a batch of recorded chunks; every ``policy_every``-th
+    actor and critic learn too, from trajectories that are imagined under the actor from the batch's
+    states. The actor is a Gaussian whose standard deviation does not depend on the state.
 
     Online it learns from ``OnlineData``, with the callback ``Collect``; offline from ``ChunkData``.
 
     Args:
-        observation_dim: O, taken from the data.
-        action_dim: A, taken from the data.
-        goal_dim: taken from the data; must be 0.
-        horizon: H, steps of a trajectory, taken from the data.
-        backbone: of the model: ``mlp`` or ``transformer``.
-        dim: width of the model.
-        depth: its layers.
-        num_heads: heads of the transformer.
-        num_train_timesteps: T.
-        schedule_power: abar = cos(pi u / 2) ** (2 power): the lower, the later comes the noise.
-        follows: how imagined actions follow the actor: along its ``score``, or by ``draws`` from it.
         num_inference_steps: network evaluations of an imagined trajectory, default T.
         num_imagined: trajectories of a step of the policy, from states of the batch in turn.
         policy_every: optimiser steps from one step of the policy to the next.
         policy_start: optimiser steps before the first one.
         discount: of a step.
-        gae_lambda: how far advantages look ahead before they trust the critic (Schulman et al. 2016).
+        gae_lambda: how far advantages look ahead before they trust the critic, from 0 to 1.
         entropy_weight: weight of the actor's entropy.
         tune_lr: step of the logarithm of the guidance's step size.
         policy_dim: width of actor and critic.
         initial_std: standard deviation of the actor's Gaussian to begin with, above 0.1, its least; of
             half the range of actions.
-        tau: share of the new weights that the averaged critic takes at a step.
-        lr: learning rate of the model.
-        actor_lr: that of the actor.
-        critic_lr: that of the critic.
-        lr_schedule: keep the rates, or let them fall to 0 along a cosine over the whole run.
-        weight_decay: decoupled weight decay of the model.
-        ema_decay: share of the model's average that each update keeps.
-        ema_update_every: optimiser steps from one update to the next.
-        ema_start: optimiser steps before averaging begins.
-        compile: compile the networks for training.
-
-    Raises:
-        InputError: if there are goals, or an argument is unknown or out of range.
+        tau: share of the new weights that the target critic takes at a step.
+        actor_lr: learning rate of the actor; ``lr`` is the model's.
+        critic_lr: learning rate of the critic.
+        model: keywords of :class:`DiffusionDynamics`.
     """
 
+    acting = GaussianActing
     learns_online = True
-    chosen_by = None  # an agent's loss is no measure
+    monitor = None  # an agent's loss is no measure
     low: Tensor  # (A,) bounds of actions
     high: Tensor
 
@@ -76,15 +55,7 @@ class DynamicsAgent(DiffusionDynamics):
         self,
         observation_dim: int,
         action_dim: int,
-        goal_dim: int = 0,
-        horizon: int = 10,
-        backbone: Literal["mlp", "transformer"] = "mlp",
-        dim: int = 1024,
-        depth: int = 6,
-        num_heads: int = 4,
-        num_train_timesteps: int = 128,
-        schedule_power: float = 0.1,
-        follows: Literal["score", "draws"] = "score",
+        *,
         num_inference_steps: int | None = None,
         num_imagined: int = 256,
         policy_every: int = 4,
@@ -96,47 +67,16 @@ class DynamicsAgent(DiffusionDynamics):
         policy_dim: int = 256,
         initial_std: float = 1.0,
         tau: float = 0.005,
-        lr: float = 3e-4,
         actor_lr: float = 3e-5,
         critic_lr: float = 3e-4,
-        lr_schedule: Literal["constant", "cosine"] = "constant",
-        weight_decay: float = 0.0,
-        ema_decay: float = 0.99,
-        ema_update_every: int = 10,
-        ema_start: int = 2000,
-        compile: bool = False,
+        **model: Any,
     ) -> None:
-        super().__init__(
-            observation_dim,
-            action_dim,
-            goal_dim,
-            horizon,
-            backbone=backbone,
-            dim=dim,
-            depth=depth,
-            num_heads=num_heads,
-            num_train_timesteps=num_train_timesteps,
-            schedule_power=schedule_power,
-            follows=follows,
-            lr=lr,
-            lr_schedule=lr_schedule,
-            weight_decay=weight_decay,
-            ema_decay=ema_decay,
-            ema_update_every=ema_update_every,
-            ema_start=ema_start,
-            compile=compile,
-        )
-        self.save_hyperparameters()
-        self.check_shares(discount=discount, gae_lambda=gae_lambda, tau=tau)
-        if policy_every < 1 or policy_start < 0 or num_imagined < 2:
-            raise InputError(
-                f"{policy_every=} must be at least 1, {policy_start=} at least 0, {num_imagined=} 2."
-            )
-
-        if initial_std <= _LEAST_STD:
-            raise InputError(
-                f"{initial_std=} must be above {_LEAST_STD}, the least that it can be."
-            )
+        super().__init__(observation_dim, action_dim, **model)
+        shares(discount=discount, gae_lambda=gae_lambda, tau=tau)
+        at_least(1, policy_every=policy_every)
+        at_least(0, policy_start=policy_start)
+        at_least(2, num_imagined=num_imagined)
+        above(_LEAST_STD, initial_std=initial_std)
 
         def layer() -> nn.Module:
             return nn.Sequential(nn.LayerNorm(policy_dim), nn.ELU())
@@ -146,47 +86,39 @@ class DynamicsAgent(DiffusionDynamics):
         self.log_std = nn.Parameter(torch.full((action_dim,), log_std))
         self.critic = mlp(observation_dim, policy_dim, 1, activation=layer)
         self.target_critic = EMA(self.critic, decay=1 - tau, update_every=policy_every)
-        for name, bound in (("low", -1.0), ("high", 1.0)):
-            self.register_buffer(name, torch.full((action_dim,), bound))
-
-    def averaged(self) -> list[tuple[EMA, nn.Module]]:
-        """The averages of the model and of the critic."""
-        return [*super().averaged(), (self.target_critic, self.critic)]
+        self.register_buffer("low", torch.full((action_dim,), -1.0))
+        self.register_buffer("high", torch.full((action_dim,), 1.0))
 
     def param_groups(self) -> list[dict[str, Any]]:
         """Model, actor and critic; the model's weights alone decay."""
-        options = self.hparams
+        hparams, critic = self.hparams, list(self.critic.parameters())
         return [
             {"params": list(self.denoiser.parameters())},
-            {"params": self._actor_parameters(), "lr": options["actor_lr"], "weight_decay": 0.0},
-            {
-                "params": list(self.critic.parameters()),
-                "lr": options["critic_lr"],
-                "weight_decay": 0.0,
-            },
+            {"params": self._actor_parameters(), "lr": hparams["actor_lr"], "weight_decay": 0.0},
+            {"params": critic, "lr": hparams["critic_lr"], "weight_decay": 0.0},
         ]
 
     def _actor_parameters(self) -> list[nn.Parameter]:
         return [*self.actor.parameters(), self.log_std]
 
-    def fit_normalizers(self, datamodule: Any) -> None:
+    def fit_normalizers(self, data: TrainingData) -> None:
         """Take the statistics of what was recorded, and the environment's bounds of actions."""
-        super().fit_normalizers(datamodule)
-        space = datamodule.action_space()
+        super().fit_normalizers(data)
+        space = data.action_space()
         if space is not None:
             self.low.copy_(torch.from_numpy(space.low))
             self.high.copy_(torch.from_numpy(space.high))
 
     @torch.no_grad()
-    def refit_normalizers(self, datamodule: Any) -> None:
-        """Take the statistics anew; what actor and critics find in a state stays as it was.
+    def refit_normalizers(self, data: TrainingData) -> None:
+        """Take the statistics anew, without changing the functions that actor and critics compute.
 
-        The first layer of each takes in the change. The model has to follow it.
+        The first layer of each absorbs the change. The model has to follow it.
         """
         normalizer = self.trajectory.observations
         assert isinstance(normalizer, GaussianNormalizer)
         mean, std = normalizer.mean.clone(), normalizer.std.clone()
-        self.fit_normalizers(datamodule)
+        self.fit_normalizers(data)
         shift, scale = (normalizer.mean - mean) / std, normalizer.std / std
         for net in (self.actor, self.critic, self.target_critic.net):
             first: Any = net[0]  # type: ignore[index]
@@ -201,7 +133,7 @@ class DynamicsAgent(DiffusionDynamics):
         return Normal(middle + scale * h, std.expand_as(h))
 
     def compute_loss(self, batch: ChunkBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The model's loss and, where it is their turn, the actor's and the critic's."""
+        """The model's loss and, every ``policy_every`` steps, the actor's and the critic's."""
         loss, info = super().compute_loss(batch)
         if not self._policy_steps():
             # Every parameter takes part in the graph, as processes that share gradients want it.
@@ -209,8 +141,7 @@ class DynamicsAgent(DiffusionDynamics):
             return loss + 0 * torch.stack([p.sum() for p in idle]).sum(), info
         states = batch["observations"][:, 0]
         turn = torch.arange(self.hparams["num_imagined"], device=states.device) % len(states)
-        states = states[turn]
-        policy_loss, policy_info = self._policy_loss(states)
+        policy_loss, policy_info = self._policy_loss(states[turn])
         return loss + policy_loss, info | policy_info
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
@@ -221,83 +152,71 @@ class DynamicsAgent(DiffusionDynamics):
 
     def _policy_steps(self) -> bool:
         """Whether actor and critic take part in the step to come."""
-        step, options = self.global_step + 1, self.hparams
+        step, hparams = self.global_step + 1, self.hparams
         return not self.training or (
-            step > options["policy_start"] and step % options["policy_every"] == 0
+            step > hparams["policy_start"] and step % hparams["policy_every"] == 0
         )
 
     def _policy_loss(self, states: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Of imagined trajectories from states (B, O)."""
-        options = self.hparams
+        """Advantage actor-critic (Mnih et al. 2016) on trajectories imagined from states (B, O).
+
+        With standardised generalised advantages A of the target critic V', on the steps before a
+        termination::
+
+            - mean(A log pi(a | s) + entropy_weight H(pi))  +  1/2 mean (V(s) - (A + V'(s)))^2
+        """
+        hparams = self.hparams
         imagined, spread = self.imagine(
-            states, self.policy, num_inference_steps=options["num_inference_steps"]
+            states, self.policy, num_inference_steps=hparams["num_inference_steps"]
         )
         if self.training and self.follows == "score":
-            self.tune(spread, options["tune_lr"])
-        seen = self.trajectory.observations.normalize(imagined.observations)
+            self.tune(spread, hparams["tune_lr"])
+        normalized = self.trajectory.observations.normalize(imagined.observations)
         with torch.no_grad():
-            values = self._values(self.target_critic, seen)
+            values = self._values(self.target_critic, normalized)
             advantages = generalized_advantages(
                 imagined.rewards,
                 values,
                 imagined.terminations,
-                discount=options["discount"],
-                gae_lambda=options["gae_lambda"],
+                discount=hparams["discount"],
+                gae_lambda=hparams["gae_lambda"],
             )
             targets = advantages + values[:, :-1]
-            # What comes behind an end does not count.
-            alive = torch.cat(
-                [torch.ones_like(values[:, :1]), 1 - imagined.terminations[:, :-2]], 1
-            )
-            count = alive.sum()
-            mean = (advantages * alive).sum() / count
-            std = ((advantages - mean).square() * alive).sum().div(count).sqrt()
-            scaled = (advantages - mean) / (std + 1e-8)
-        found = self.policy(imagined.observations[:, :-1])
-        gain = found.log_prob(imagined.actions[:, :-1]) * scaled
-        entropy = found.std.log().sum(-1)  # up to a constant
-        actor_loss = -((gain + options["entropy_weight"] * entropy) * alive).sum() / count
-        value_error = (self._values(self.critic, seen[:, :-1]) - targets).square()
-        critic_loss = 0.5 * (value_error * alive).sum() / count
+            alive = torch.ones_like(advantages)
+            alive[:, 1:] = 1 - imagined.terminations[:, :-2]
+            centred = advantages - _masked_mean(advantages, alive)
+            scaled = centred / (_masked_mean(centred.square(), alive).sqrt() + 1e-8)
+        pi = self.policy(imagined.observations[:, :-1])
+        gain = pi.log_prob(imagined.actions[:, :-1]) * scaled
+        entropy = pi.std.log().sum(-1)  # up to a constant
+        actor_loss = -_masked_mean(gain + hparams["entropy_weight"] * entropy, alive)
+        value_error = (self._values(self.critic, normalized[:, :-1]) - targets).square()
+        critic_loss = 0.5 * _masked_mean(value_error, alive)
         info = {
             "actor_loss": actor_loss.detach(),
             "critic_loss": critic_loss.detach(),
             "spread": spread,
             "step_size": self.step_size.clone(),
-            "imagined_reward": (imagined.rewards[:, :-1] * alive).sum() / count,
+            "imagined_reward": _masked_mean(imagined.rewards[:, :-1], alive),
             "value": values.mean(),
-            "policy_std": found.std.detach().mean(),
+            "policy_std": pi.std.detach().mean(),
         }
         return actor_loss + critic_loss, info
 
     @staticmethod
     def _values(critic: Any, states: Tensor) -> Tensor:
-        """Of normalised states (..., O), in full precision: small differences of large numbers."""
+        """Values (...) of normalised states (..., O), in full precision: small differences count."""
         with torch.autocast(states.device.type, enabled=False):
             return critic(states.float())[..., 0]
 
     def decide(
-        self, states: Tensor, *, temperature: float = 0.0, generator: Generators = None
+        self, states: Tensor, how: GaussianActing, *, generator: Generators = None
     ) -> Tensor:
-        """States (N, O) -> chunks of one action (N, 1, A), in environment units.
-
-        Args:
-            states: current states.
-            temperature: factor of the standard deviation; 0 plays the mean.
-            generator: source of noise, one for all or one a state.
-        """
+        """States (N, O) -> chunks of one action (N, 1, A), in environment units."""
         mean, std = self.policy(states)
-        if temperature:
-            mean = mean + temperature * std * randn(mean.shape, generator=generator, like=mean)
+        if how.temperature:
+            mean = mean + how.temperature * std * randn(mean.shape, generator=generator, like=mean)
         return mean[:, None]
-
-    def make_policy(self, *, temperature: float = 0.0) -> ChunkedPolicy:
-        """A policy that acts in N environments as one batch.
-
-        Args:
-            temperature: factor of the standard deviation; 0 plays the mean.
-        """
-        return self.chunked_policy(partial(self.decide, temperature=temperature))
 
 
 def generalized_advantages(
@@ -324,3 +243,8 @@ def generalized_advantages(
         running = errors[:, t] + discount * gae_lambda * going[:, t] * running
         advantages[:, t] = running
     return advantages
+
+
+def _masked_mean(x: Tensor, mask: Tensor) -> Tensor:
+    """Mean of x (N, L) where the mask (N, L) is 1."""
+    return (x * mask).sum() / mask.sum()

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from functools import partial
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from diffrl_lightning.diffusion import (
     BetaSchedule,
     GaussianDiffusion,
     Sampler,
-    check_sampling,
+    Sampling,
     choose,
     draw,
     make_betas,
@@ -20,10 +20,23 @@ from diffrl_lightning.diffusion import (
 from diffrl_lightning.modules.base import DiffusionModule
 from diffrl_lightning.nets import EMA, ResidualMLP, TwinQ, mlp
 from diffrl_lightning.normalizers import NormalizerKind, TrajectoryNormalizer
-from diffrl_lightning.policies import ChunkedPolicy
-from diffrl_lightning.types import Generators, InputError, TransitionBatch
+from diffrl_lightning.types import Generators, TransitionBatch, at_least, between, shares
 
-Choice = Literal["argmax", "expectile"]
+
+@dataclass(frozen=True, kw_only=True)
+class IDQLActing(Sampling):
+    """How an IDQL acts: candidates of the cloned actor, of which the critics choose one.
+
+    Args:
+        num_candidates: actions drawn for each state; 1 clones.
+        choice: ``argmax`` takes the candidate of the highest Q, the lesser of the target critics;
+            ``expectile`` draws one by its weight in V's loss: the policy that V is the value of.
+    """
+
+    sampler: Sampler = "ddpm"
+    num_candidates: int = 64
+    choice: Literal["argmax", "expectile"] = "argmax"
+    least: ClassVar = {"num_candidates": 1}
 
 
 class IDQL(DiffusionModule):
@@ -35,9 +48,6 @@ class IDQL(DiffusionModule):
     at every step, where the original bounds the noised action itself.
 
     Args:
-        observation_dim: O, taken from the data.
-        action_dim: A, taken from the data.
-        goal_dim: taken from the data; must be 0.
         expectile: 0.5 is the mean; towards 1, the best action of the data.
         hidden_dim: width of the actor's residual stream.
         num_blocks: residual blocks of the actor, four times as wide inside.
@@ -51,29 +61,21 @@ class IDQL(DiffusionModule):
         normalizer: of states; actions are scaled to their range in the data.
         discount: of a step.
         tau: share of the new weights that the target critics take at a step.
-        lr: learning rate.
-        lr_schedule: keep the actor's rate, or let it fall to 0 along a cosine over the whole run.
-        critic_lr_schedule: the same for critics and value.
+        critic_lr_schedule: ``lr_schedule`` of critics and value.
         critic_steps: optimiser steps that critics and value learn for; then they stay, and the actor
             learns on. Default as many as the actor's.
-        weight_decay: decoupled weight decay of the actor.
-        ema_decay: share of the actor's average that each update keeps.
-        ema_update_every: optimiser steps from one update of it to the next.
-        ema_start: optimiser steps before averaging begins; until then the average is the actor.
-        compile: compile the networks for training.
-
-    Raises:
-        InputError: if there are goals, or an argument is out of range.
+        training: keywords of :class:`DiffusionModule`.
     """
 
-    learns_from = "transitions"
-    chosen_by = None  # the critics' loss is no measure: its target moves
+    batch_type = TransitionBatch
+    acting = IDQLActing
+    monitor = None  # the critics' loss is no measure: its target moves
 
     def __init__(
         self,
         observation_dim: int,
         action_dim: int,
-        goal_dim: int = 0,
+        *,
         expectile: float = 0.7,
         hidden_dim: int = 256,
         num_blocks: int = 3,
@@ -87,27 +89,22 @@ class IDQL(DiffusionModule):
         normalizer: NormalizerKind = "none",
         discount: float = 0.99,
         tau: float = 0.005,
-        lr: float = 3e-4,
-        lr_schedule: Literal["constant", "cosine"] = "constant",
         critic_lr_schedule: Literal["constant", "cosine"] = "constant",
         critic_steps: int | None = None,
         weight_decay: float = 1e-4,
         ema_decay: float = 0.999,
-        ema_update_every: int = 1,
-        ema_start: int = 0,
-        compile: bool = False,
+        **training: Any,
     ) -> None:
-        super().__init__()
-        self.save_hyperparameters()
-        self.refuse_goals(goal_dim)
-        self.check_shares(tau=tau, discount=discount)
-        if num_critics < 1:
-            raise InputError(f"{num_critics=} must be at least 1.")
-        if critic_steps is not None and critic_steps < 1:
-            raise InputError(f"{critic_steps=} must be at least 1, or null for the whole run.")
-        if not 0 < expectile < 1:
-            raise InputError(f"{expectile=} must lie in (0, 1).")
-        self.observation_dim, self.action_dim = observation_dim, action_dim
+        super().__init__(
+            observation_dim,
+            action_dim,
+            weight_decay=weight_decay,
+            ema_decay=ema_decay,
+            **training,
+        )
+        shares(tau=tau, discount=discount)
+        at_least(1, num_critics=num_critics, critic_steps=critic_steps)
+        between(0, 1, expectile=expectile)
         self.expectile, self.discount = expectile, discount
         self.diffusion = GaussianDiffusion(make_betas(beta_schedule, num_train_timesteps))
         self.denoiser = ResidualMLP(
@@ -127,16 +124,13 @@ class IDQL(DiffusionModule):
             layer_norm=critic_layer_norm,
         )
         self.value = mlp(observation_dim, critic_hidden_dim, 1, num_layers=critic_layers)
-        self.ema = EMA(
-            self.denoiser, decay=ema_decay, update_every=ema_update_every, start=ema_start
-        )
+        self.ema = self.average(self.denoiser)
         self.target_critic = EMA(self.critic, decay=1 - tau)
         self.trajectory = TrajectoryNormalizer(normalizer, observation_dim, action_dim, "limits")
 
-    def averaged(self) -> list[tuple[EMA, nn.Module]]:
-        """The averages of the actor and, while these learn, of the critics."""
-        critics = [(self.target_critic, self.critic)] if self._critics_learn() else []
-        return [(self.ema, self.denoiser), *critics]
+    def averages(self) -> list[EMA]:
+        """The actor's and, while these learn, the critics'."""
+        return [self.ema, self.target_critic] if self._critics_learn() else [self.ema]
 
     def _critics_learn(self) -> bool:
         last = self.hparams["critic_steps"]
@@ -173,90 +167,41 @@ class IDQL(DiffusionModule):
     def _critic_losses(
         self, batch: TransitionBatch, states: Tensor, actions: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Losses of V and of Q, and Q (K, B), at normalised states and actions."""
+        """L_V and L_Q (Kostrikov et al. 2022, eq. 5 and 6), and Q (K, B), at normalised inputs."""
         following = self.trajectory.observations.normalize(batch["next_observations"])
         with torch.no_grad():
             wanted = self.target_critic(states, actions).amin(0)
             beyond = self.discount ** batch["steps"] * (1 - batch["terminations"])
             target = batch["rewards"] + beyond * self.value(following)[:, 0]
-        short = wanted - self.value(states)[:, 0]
-        value_loss = (self._weight(short) * short.square()).mean()
+        advantage = wanted - self.value(states)[:, 0]
+        value_loss = (self._weight(advantage) * advantage.square()).mean()
         q = self.critic(states, actions)
         return value_loss, (q - target).square().mean(1).sum(), q
 
-    def _weight(self, short: Tensor) -> Tensor:
-        """Of a sample by how much V falls short of its Q: ``|expectile - 1(Q < V)|``."""
-        return torch.where(short < 0, 1 - self.expectile, self.expectile)
+    def _weight(self, advantage: Tensor) -> Tensor:
+        """Expectile weight |expectile - 1(Q - V < 0)|, (B,) (Kostrikov et al. 2022, eq. 5)."""
+        return torch.where(advantage < 0, 1 - self.expectile, self.expectile)
 
-    def decide(
-        self,
-        states: Tensor,
-        *,
-        num_candidates: int = 64,
-        choice: Choice = "argmax",
-        sampler: Sampler = "ddpm",
-        num_inference_steps: int | None = None,
-        temperature: float = 1.0,
-        generator: Generators = None,
-    ) -> Tensor:
-        """States (N, O) -> chunks of one action (N, 1, A), in environment units.
-
-        Keywords are those of :meth:`make_policy`.
-        """
+    def decide(self, states: Tensor, how: IDQLActing, *, generator: Generators = None) -> Tensor:
+        """States (N, O) -> chunks of one action (N, 1, A), in environment units."""
         states = self.trajectory.observations.normalize(states)
-        many = states.repeat_interleave(num_candidates, 0)
+        many = states.repeat_interleave(how.num_candidates, 0)
         x = draw(
             self.diffusion,
             lambda x, t: self.ema(x, t, many),
             (len(many), self.action_dim),
+            how,
             like=many,
-            sampler=sampler,
             variance="beta",
-            num_inference_steps=num_inference_steps,
-            temperature=temperature,
             clip=1.0,
             generator=generator,
         )
-        q = self.target_critic(many, x).amin(0).unflatten(0, (-1, num_candidates)).float()
-        if choice == "argmax":
+        candidates = x.unflatten(0, (-1, how.num_candidates))
+        q = self.target_critic(many, x).amin(0).unflatten(0, (-1, how.num_candidates)).float()
+        if how.choice == "argmax":
             chosen = choose(q)
         else:
             chosen = choose(self._weight(q - self.value(states)).log(), 1.0, generator)
-        candidates = x.unflatten(0, (-1, num_candidates))
         return self.trajectory.actions.unnormalize(
             candidates.take_along_dim(chosen[:, None, None], 1)
         )
-
-    def make_policy(
-        self,
-        *,
-        num_candidates: int = 64,
-        choice: Choice = "argmax",
-        sampler: Sampler = "ddpm",
-        num_inference_steps: int | None = None,
-        temperature: float = 1.0,
-    ) -> ChunkedPolicy:
-        """A policy that acts in N environments as one batch.
-
-        Args:
-            num_candidates: actions drawn for each state, of which the critics choose one; 1 clones.
-            choice: ``argmax`` takes that of the highest Q, the lesser of the target critics;
-                ``expectile`` draws one by its weight in V's loss: the policy that V is the value of.
-            sampler: how to denoise.
-            num_inference_steps: network evaluations, default T.
-            temperature: standard deviation of the noise, 1 as in training.
-        """
-        if num_candidates < 1 or choice not in ("argmax", "expectile"):
-            raise InputError(
-                f"{num_candidates=} must be at least 1, {choice=} argmax or expectile."
-            )
-        check_sampling(self.diffusion, sampler, num_inference_steps)
-        decide = partial(
-            self.decide,
-            num_candidates=num_candidates,
-            choice=choice,
-            sampler=sampler,
-            num_inference_steps=num_inference_steps,
-            temperature=temperature,
-        )
-        return self.chunked_policy(decide)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Literal
 
@@ -13,37 +14,46 @@ from diffrl_lightning.diffusion import (
     BetaSchedule,
     GaussianDiffusion,
     PredictionType,
-    Sampler,
-    check_sampling,
     classifier_free,
     draw,
     make_betas,
 )
-from diffrl_lightning.modules.base import SAME_SKILLS, DiffusionModule
-from diffrl_lightning.nets import EMA, ConditionalDenoiser, ResidualMLP
+from diffrl_lightning.modules.acting import SkillSampling
+from diffrl_lightning.modules.base import DiffusionModule
+from diffrl_lightning.modules.companions import SAME_SKILLS
+from diffrl_lightning.nets import ConditionalDenoiser, ResidualMLP
 from diffrl_lightning.normalizers import make_normalizer
 from diffrl_lightning.policies import SkillPolicy
-from diffrl_lightning.types import ChunkBatch, Generators, InputError
+from diffrl_lightning.types import ChunkBatch, Generators, InputError, TrainingData, above
 
 _MOST_ENCODED = 20_000  # chunks that the latents' statistics are of
 _MOST_SIGNAL = 1e-2
-_STEPS = 10  # network evaluations of a skill
+
+
+@dataclass(frozen=True, kw_only=True)
+class SkillPlanActing(SkillSampling):
+    """How a LatentDiffusion acts: by a skill that is drawn or, towards a goal, planned.
+
+    Args:
+        num_candidates: with a goal, sequences of skills that are imagined; default 50.
+        planning_depth: with a goal, skills of a sequence.
+    """
+
+    num_candidates: int | None = None
+    planning_depth: int = 3
+    least: ClassVar = {"num_candidates": 1, "planning_depth": 1}
 
 
 class LatentDiffusion(DiffusionModule):
     """Skills given the state, diffused: p(z | s_0) with as many modes as the data have.
 
-    Learned are the means that the encoder of a ``LatentSkills`` finds for the data's chunks; that model
-    is frozen, and travels in this one's checkpoint. The loss has the weight min(SNR, snr_gamma) of a
-    step, and the state is dropped at random, so that guidance has an unconditional model to lead away
-    from. Acting draws a skill, which the decoder then plays; where the environment has a goal, several
-    are drawn, followed by others in thought, and the first skill of the line is played that comes
-    closest to it.
+    The data are the means that the encoder of a ``LatentSkills`` has for all chunks; that model is
+    frozen, and travels in this one's checkpoint. The state is dropped at random in training, for
+    classifier-free guidance. Acting draws a skill, which the decoder then plays; where the environment
+    has a goal, several are drawn, others are drawn where these are expected to end, and so on, and
+    the first skill of the sequence that comes closest to the goal is played.
 
     Args:
-        observation_dim: O, taken from the data.
-        action_dim: A, taken from the data.
-        goal_dim: G, taken from the data; a goal is about the first G entries of the state.
         horizon: H, steps of a skill, taken from the data.
         skills_ckpt: checkpoint of the LatentSkills.
         latent_dim: D, that of the skills.
@@ -54,26 +64,24 @@ class LatentDiffusion(DiffusionModule):
         num_train_timesteps: T.
         beta_schedule: noise schedule, whose last step leaves less than 1e-2 of the signal.
         prediction_type: what the denoiser predicts.
-        snr_gamma: bound of a step's weight, which is small at noisy steps, where the shares of modes
-            are decided: with few updates None, for equal weights, keeps them better.
-        lr: learning rate.
-        lr_schedule: keep the rate, or let it fall to 0 along a cosine over the whole run.
-        weight_decay: decoupled weight decay.
-        ema_decay: share of the weight average that each update keeps.
-        compile: compile the network for training.
+        snr_gamma: weigh steps by min(SNR, snr_gamma); that is small at noisy steps, where the shares of
+            modes are decided: with few updates None, for equal weights, keeps them better.
+        training: keywords of :class:`DiffusionModule`; goals are about the state's first entries.
 
     Raises:
         InputError: if the schedule leaves a signal, or an argument is out of range.
     """
 
-    learns_from = "chunks"
+    batch_type = ChunkBatch
+    takes_goals = True
+    acting = SkillPlanActing
     companions: ClassVar = {"skills": ("skill_prior", SAME_SKILLS)}
 
     def __init__(
         self,
         observation_dim: int,
         action_dim: int,
-        goal_dim: int = 0,
+        *,
         horizon: int = 10,
         skills_ckpt: str | None = None,
         latent_dim: int = 16,
@@ -85,14 +93,10 @@ class LatentDiffusion(DiffusionModule):
         beta_schedule: BetaSchedule = "cosine",
         prediction_type: PredictionType = "x0",
         snr_gamma: float | None = 5.0,
-        lr: float = 3e-4,
         lr_schedule: Literal["constant", "cosine"] = "cosine",
-        weight_decay: float = 0.0,
-        ema_decay: float = 0.995,
-        compile: bool = False,
+        **training: Any,
     ) -> None:
-        super().__init__()
-        self.save_hyperparameters()
+        super().__init__(observation_dim, action_dim, lr_schedule=lr_schedule, **training)
         betas = make_betas(beta_schedule, num_train_timesteps)
         self.diffusion = GaussianDiffusion(betas, prediction_type)
         left = self.diffusion.alphas_cumprod[-1].item()
@@ -102,9 +106,8 @@ class LatentDiffusion(DiffusionModule):
                 "last step, where sampling begins from noise alone: use cosine, or more steps, for "
                 f"less than {_MOST_SIGNAL}."
             )
-        if snr_gamma is not None and snr_gamma <= 0:
-            raise InputError(f"{snr_gamma=} must be above 0, or null for equal weights.")
-        self.latent_dim, self.snr_gamma = latent_dim, snr_gamma
+        above(0, snr_gamma=snr_gamma)
+        self.horizon, self.latent_dim, self.snr_gamma = horizon, latent_dim, snr_gamma
         net = ResidualMLP(
             latent_dim, cond_dim=embed_dim, hidden_dim=hidden_dim, num_blocks=num_blocks
         )
@@ -114,56 +117,61 @@ class LatentDiffusion(DiffusionModule):
             embed_dim=embed_dim,
             drop_prob=cond_drop_prob,
         )
-        self.ema = EMA(self.denoiser, decay=ema_decay)
+        self.ema = self.average(self.denoiser)
         self.latents = make_normalizer("gaussian", latent_dim)
         self.skills: Any = None
         self._encoded: Tensor | None = None  # (N, D) of all training chunks
 
     def setup(self, stage: str) -> None:
-        """Refuse goals that are not about the state.
-
-        Raises:
-            InputError: naming what would do.
-        """
+        """Refuse goals that are not about the state."""
         super().setup(stage)
-        if self.hparams["goal_dim"]:
+        if self.goal_dim:
             self.trainer.datamodule.check_goal_leads_state()  # type: ignore[attr-defined]
 
-    def fit_normalizers(self, datamodule: Any) -> None:
+    def fit_normalizers(self, data: TrainingData) -> None:
         """Take the statistics of the training chunks' skills."""
-        count = datamodule.train_data.num_chunks
+        count = data.train_data.num_starts
         rows = torch.linspace(0, count - 1, min(count, _MOST_ENCODED)).long()
-        self.latents.fit(self._means(datamodule.train_data, rows))
+        self.latents.fit(self._means(data.train_data, rows))
 
     def on_fit_start(self) -> None:
         """Encode all training chunks, once."""
         super().on_fit_start()
-        data = self.trainer.datamodule.train_data  # type: ignore[attr-defined]
-        self._encoded = self.encode_all(data, show_progress=self.trainer.is_global_zero)
+        chunks = self.trainer.datamodule.train_data  # type: ignore[attr-defined]
+        self._encoded = self.encode_all(chunks, show_progress=self.trainer.is_global_zero)
 
     @torch.no_grad()
-    def encode_all(self, data: Any, *, show_progress: bool = False) -> Tensor:
+    def encode_all(self, chunks: Any, *, show_progress: bool = False) -> Tensor:
         """The skills of all chunks of a dataset (N, D), normalised."""
-        rows = torch.arange(data.num_chunks)
-        return self.latents.normalize(self._means(data, rows, show_progress=show_progress))
+        rows = torch.arange(chunks.num_starts)
+        return self.latents.normalize(self._means(chunks, rows, show_progress=show_progress))
 
     @torch.no_grad()
-    def _means(self, data: Any, rows: Tensor, *, show_progress: bool = False) -> Tensor:
-        """Of the encoder for these chunks (N, D)."""
+    def _means(self, chunks: Any, rows: Tensor, *, show_progress: bool = False) -> Tensor:
+        """The encoder's means for some chunks of a dataset (N, D)."""
         silent = None if show_progress else True  # None: where no one looks
-        parts = tqdm(rows.split(4096), desc="Encoding", unit="batch", leave=False, disable=silent)
-        return torch.cat([self.skills.encode(_moved(data[p], self.device)).mean for p in parts])
+        means = []
+        for part in tqdm(
+            rows.split(4096), desc="Encoding", unit="batch", leave=False, disable=silent
+        ):
+            batch: Any = {name: value.to(self.device) for name, value in chunks[part].items()}
+            means.append(self.skills.encode(batch).mean)
+        return torch.cat(means)
 
     @torch.no_grad()
     def encode(self, batch: ChunkBatch) -> Tensor:
-        """The skills (B, D) that chunks show, normalised: the means of the encoder."""
+        """The skills (B, D) of chunks, normalised: the encoder's means."""
         return self.latents.normalize(self.skills.encode(batch).mean)
 
     def compute_loss(self, batch: ChunkBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Weighted squared error of the denoised skill."""
-        known = self._encoded
-        latents = known[batch["chunks"]] if self.training and known is not None else None
-        latents = self.encode(batch) if latents is None else latents
+        """Error of the denoised skill (Ho et al. 2020, eq. 14), by min(SNR, gamma) (Hang et al. 2023).
+
+        That is LDCQ's prior (section 4.1): gamma is ``snr_gamma``, 5 as published.
+        """
+        if self.training and self._encoded is not None:
+            latents = self._encoded[batch["chunks"]]
+        else:
+            latents = self.encode(batch)
         condition = self._condition(batch["observations"][:, 0])
         loss = self.diffusion.loss(
             lambda x, t: self.denoiser(x, t, condition), latents, snr_gamma=self.snr_gamma
@@ -174,30 +182,28 @@ class LatentDiffusion(DiffusionModule):
         self,
         states: Tensor,
         num_samples: int = 1,
+        how: SkillSampling | None = None,
         *,
-        guidance_scale: float = 1.0,
-        sampler: Sampler = "ddim",
-        num_inference_steps: int | None = None,
-        temperature: float = 1.0,
         generator: Generators = None,
     ) -> Tensor:
-        """Skills (N, num_samples, D), normalised, in states (N, O) of the environment's units.
+        """Skills (N, num_samples, D), normalised, in states (N, O) in environment units.
 
-        Keywords are those of :meth:`make_policy`; ``generator`` is one for all or one a state.
+        Args:
+            states: current states.
+            num_samples: skills of each.
+            how: ways to sample.
+            generator: source of noise, one for all or one a state.
         """
-        if num_inference_steps is None:
-            num_inference_steps = min(_STEPS, self.diffusion.num_train_timesteps)
+        how = how or SkillSampling()
         condition = self._condition(states.repeat_interleave(num_samples, 0))
         net: Any = self.ema.net
-        given, free = (net.bind(told, condition["state"]) for told in (condition, {}))
+        conditional, unconditional = (net.bind(c, condition["state"]) for c in (condition, {}))
         x = draw(
             self.diffusion,
-            classifier_free(given, free, guidance_scale),
+            classifier_free(conditional, unconditional, how.guidance_scale),
             (len(states) * num_samples, self.latent_dim),
+            how,
             like=condition["state"],
-            sampler=sampler,
-            num_inference_steps=num_inference_steps,
-            temperature=temperature,
             generator=generator,
         )
         return x.unflatten(0, (len(states), num_samples))
@@ -207,86 +213,60 @@ class LatentDiffusion(DiffusionModule):
         return self.skills.decode(states, self.latents.unnormalize(skills), steps, **options)
 
     def ends(self, states: Tensor, skills: Tensor) -> Tensor:
-        """The states (N, O) that normalised skills (N, D) are expected to lead to."""
+        """The mean end (N, O) of normalised skills (N, D) from states (N, O)."""
         return self.skills.ends(states, self.latents.unnormalize(skills))
 
     def choose(
         self,
         states: Tensor,
         goals: Tensor | None,
+        how: SkillPlanActing,
         *,
-        num_candidates: int = 1,
-        planning_depth: int = 3,
         generator: Generators = None,
-        **sampling: Any,
     ) -> Tensor:
-        """Skills (N, D) in states (N, O): drawn, or those that come closest to goals (N, G).
+        """Skills (N, D) in states (N, O): drawn, or the first of those that come closest to the goal.
 
-        Keywords are those of :meth:`make_policy`.
+        Args:
+            states: current states.
+            goals: (N, G), if there are any.
+            how: ways to sample and to plan.
+            generator: source of noise, one for all or one a state.
         """
-        first = self.sample_skills(states, num_candidates, generator=generator, **sampling)
+        num_candidates = how.num_candidates or (50 if self.goal_dim else 1)
+        first = self.sample_skills(states, num_candidates, how, generator=generator)
         if goals is None:
             return first[:, 0]
         wanted = goals.repeat_interleave(num_candidates, 0)
         at = states.repeat_interleave(num_candidates, 0)
         skills = first.flatten(0, 1)
         nearest = at.new_full((len(at),), torch.inf)
-        for depth in range(planning_depth):
+        for depth in range(how.planning_depth):
             if depth:
-                skills = self.sample_skills(at, generator=generator, **sampling)[:, 0]
+                skills = self.sample_skills(at, 1, how, generator=generator)[:, 0]
             at = self.ends(at, skills)
             distance = (at[:, : goals.shape[1]] - wanted).norm(dim=1)
             nearest = nearest.minimum(distance)
         best = nearest.unflatten(0, (len(states), -1)).argmin(1)
         return first.take_along_dim(best[:, None, None], 1)[:, 0]
 
-    def make_policy(
-        self,
-        *,
-        n_action_steps: int | None = None,
-        num_candidates: int | None = None,
-        planning_depth: int = 3,
-        guidance_scale: float = 1.0,
-        sampler: Sampler = "ddim",
-        num_inference_steps: int | None = None,
-        temperature: float = 1.0,
-        action_temperature: float = 0.0,
-    ) -> SkillPolicy:
-        """A policy that draws a skill, and lets it act.
+    def build_policy(self, how: SkillPlanActing) -> SkillPolicy:
+        """A policy that chooses a skill, and lets it act.
 
-        Args:
-            n_action_steps: steps that a skill acts for, default H.
-            num_candidates: with a goal, lines of skills that are thought of; default 50.
-            planning_depth: with a goal, skills of a line.
-            guidance_scale: classifier-free; 0 is without regard to the state, 1 as the data are.
-            sampler: how to denoise.
-            num_inference_steps: network evaluations of a skill, default 10.
-            temperature: standard deviation of the skills' noise, 1 as in training.
-            action_temperature: factor of the actions' standard deviation; 0 plays the mean.
+        Raises:
+            InputError: if there is no goal to plan for, a skill is too short, or T is exceeded.
         """
-        goals = self.hparams["goal_dim"] > 0
-        if num_candidates is None:
-            num_candidates = 50 if goals else 1
-        if num_candidates < 1 or planning_depth < 1:
-            raise InputError(f"{num_candidates=} and {planning_depth=} must be at least 1.")
-        if not goals and num_candidates > 1:
-            raise InputError(f"{num_candidates=} are chosen from by a goal, and there is none.")
-        check_sampling(self.diffusion, sampler, num_inference_steps)
-        choose = partial(
-            self.choose,
-            num_candidates=num_candidates,
-            planning_depth=planning_depth,
-            guidance_scale=guidance_scale,
-            sampler=sampler,
-            num_inference_steps=num_inference_steps,
-            temperature=temperature,
+        if not self.goal_dim and (how.num_candidates or 1) > 1:
+            raise InputError(
+                f"num_candidates={how.num_candidates} are chosen from by a goal, and there is none."
+            )
+        how.timesteps(self.diffusion)
+        return SkillPolicy(
+            partial(self.choose, how=how),
+            partial(self.decode, temperature=how.action_temperature),
+            horizon=self.horizon,
+            n_action_steps=how.n_action_steps,
+            **self.policy_options(),
         )
-        decode = partial(self.decode, temperature=action_temperature)
-        return self.skill_policy(choose, decode, n_action_steps=n_action_steps)
 
     def _condition(self, states: Tensor) -> dict[str, Tensor]:
         return {"state": self.skills.trajectory.observations.normalize(states)}
-
-
-def _moved(batch: Any, device: torch.device) -> Any:
-    return {name: value.to(device) for name, value in batch.items()}

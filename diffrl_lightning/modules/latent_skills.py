@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Literal, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -11,60 +11,49 @@ from torch.nn.functional import one_hot
 from torchmetrics import MeanMetric
 
 from diffrl_lightning.diffusion import randn
+from diffrl_lightning.modules.acting import SkillActing
 from diffrl_lightning.modules.base import DiffusionModule
-from diffrl_lightning.nets import EMA, Normal, SkillVAE
+from diffrl_lightning.nets import Normal, SkillVAE
 from diffrl_lightning.normalizers import NormalizerKind, TrajectoryNormalizer
 from diffrl_lightning.policies import SkillPolicy
-from diffrl_lightning.types import ChunkBatch, Generators, InputError
+from diffrl_lightning.types import ChunkBatch, Generators, above, at_least
 
 _ERRORS = ("action_error", "action_error_prior", "end_error", "end_error_prior")
 
 
 class LatentSkills(DiffusionModule):
-    """A variational autoencoder of chunks of H steps, whose latents are skills.
+    """A beta-VAE of chunks of H steps, whose latents are skills.
 
-    The loss of a chunk, with sums over its real steps::
+    The encoder is q(z | s, a), the prior p(z | s_0) is learned with it, and the decoder is a policy
+    pi(a | s, z), which acts in closed loop, one entry of the action after the other. A second decoder
+    predicts the end of the chunk, the state behind its last step, from a detached z: it does not
+    shape the latent.
 
-        [ - sum_t log pi(a_t | s_t, z) - log p(s_H | s_0, sg z) + kl_weight KL(q || p) ] / H
-
-    Here z is drawn from the encoder q(z | s, a), and p is the learned prior p(z | s_0). The policy pi
-    decodes a skill in closed loop, one entry of the action after the other. The end of the chunk, the
-    state behind its last step, is decoded from a z that gradients do not reach: it does not shape the
-    latent.
-
-    Validation logs how far decoded actions are from those of held-out chunks, in their own states, and
-    decoded ends from theirs, given the start alone: root mean squares of normalised entries, with z the
-    encoder's mean and, as the control, the prior's.
+    Validation logs root mean squared errors of decoded actions, in the states of held-out chunks, and
+    of decoded ends, in normalised units: with z the encoder's mean and, as the control, the prior's.
 
     Args:
-        observation_dim: O, taken from the data.
-        action_dim: A, taken from the data.
-        goal_dim: taken from the data; goals are no part of a skill.
         horizon: H, steps of a skill, taken from the data.
         latent_dim: D, entries of a skill.
         hidden_dim: width of all networks.
         num_layers: layers of the encoder's GRU.
         kl_weight: weight of the divergence from the prior (beta).
-        step_aware: tell the decoder of actions at which of its steps a skill is. A skill may then hold
-            what happens at each one, the data's noise too; as published it holds but how to act.
+        step_aware: condition the decoder of actions on the step within the skill. Skills may then hold
+            a plan for each step, the data's noise included; as published they hold but how to act.
         min_std: least standard deviation of a decoded entry, normalised: below it nothing is gained.
         normalizer: of states; actions are scaled to their range in the data.
-        lr: learning rate.
-        lr_schedule: keep the rate, or let it fall to 0 along a cosine over the whole run.
-        weight_decay: decoupled weight decay.
-        ema_decay: share of the weight average that each update keeps.
-
-    Raises:
-        InputError: if an argument is out of range.
+        training: keywords of :class:`DiffusionModule`.
     """
 
-    learns_from = "chunks"
+    batch_type = ChunkBatch
+    takes_goals = True  # but goals are no part of a skill
+    acting = SkillActing
 
     def __init__(
         self,
         observation_dim: int,
         action_dim: int,
-        goal_dim: int = 0,
+        *,
         horizon: int = 10,
         latent_dim: int = 16,
         hidden_dim: int = 256,
@@ -74,18 +63,13 @@ class LatentSkills(DiffusionModule):
         min_std: float = 0.01,
         normalizer: NormalizerKind = "gaussian",
         lr: float = 5e-5,
-        lr_schedule: Literal["constant", "cosine"] = "constant",
-        weight_decay: float = 0.0,
-        ema_decay: float = 0.995,
+        **training: Any,
     ) -> None:
-        super().__init__()
-        self.save_hyperparameters()
-        if horizon < 1 or latent_dim < 1 or num_layers < 1:
-            raise InputError(f"{horizon=}, {latent_dim=} and {num_layers=} must be at least 1.")
-        if kl_weight < 0 or min_std <= 0:
-            raise InputError(f"{kl_weight=} must be at least 0, {min_std=} above 0.")
-        self.horizon, self.action_dim, self.kl_weight = horizon, action_dim, kl_weight
-        self.step_aware = step_aware
+        super().__init__(observation_dim, action_dim, lr=lr, **training)
+        at_least(1, horizon=horizon, latent_dim=latent_dim, num_layers=num_layers)
+        at_least(0, kl_weight=kl_weight)
+        above(0, min_std=min_std)
+        self.horizon, self.kl_weight, self.step_aware = horizon, kl_weight, step_aware
         self.vae = SkillVAE(
             observation_dim,
             action_dim,
@@ -95,28 +79,28 @@ class LatentSkills(DiffusionModule):
             min_std=min_std,
             clock_dim=horizon if step_aware else 0,
         )
-        self.ema = EMA(self.vae, decay=ema_decay)
+        self.ema = self.average(self.vae)
         self.trajectory = TrajectoryNormalizer(normalizer, observation_dim, action_dim, "limits")
         self.errors = nn.ModuleDict({name: MeanMetric() for name in _ERRORS})
 
-    @property
-    def _nets(self) -> SkillVAE:
-        """The averaged networks."""
-        return cast(SkillVAE, self.ema.net)
-
-    def averaged(self) -> list[tuple[EMA, nn.Module]]:
-        """The average follows all networks."""
-        return [(self.ema, self.vae)]
+    def compiled_nets(self) -> list[nn.Module]:
+        """The networks of the VAE, which are called one by one."""
+        return list(self.vae.children())
 
     def compute_loss(self, batch: ChunkBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The chunks' negative log likelihood and divergence, a step."""
+        """Negative evidence lower bound of the chunks, a step (beta-VAE, Higgins et al. 2017, eq. 4).
+
+        With z drawn from q, and sums over the real steps of a chunk (LDCQ, section 4.1)::
+
+            [ - sum_t log pi(a_t | s_t, z) - log p(s_H | s_0, sg z) + kl_weight KL(q || p) ] / H
+        """
         states, actions, end = self._normalized(batch)
         mask = batch["mask"]
-        found = self.vae.encoder(states, actions, mask)
-        z = found.mean + found.std * randn(found.mean.shape, like=states)
-        decoded = self.vae.policy(self._seen_in_chunk(states, z), actions)
+        posterior = self.vae.encoder(states, actions, mask)
+        z = posterior.mean + posterior.std * randn(posterior.mean.shape, like=states)
+        decoded = self.vae.policy(self._chunk_inputs(states, z), actions)
         likelihood = (decoded.log_prob(actions) * mask).sum(1)
-        divergence = found.kl(self.vae.prior(states[:, 0]))
+        divergence = posterior.kl(self.vae.prior(states[:, 0]))
         end_likelihood = self.vae.end(states[:, 0], z.detach()).log_prob(end)
         terms = -likelihood - end_likelihood + self.kl_weight * divergence
         info = {
@@ -136,9 +120,9 @@ class LatentSkills(DiffusionModule):
             "_prior": nets.prior(states[:, 0]).mean,
         }
         for name, z in latents.items():
-            decoded = nets.policy.act(self._seen_in_chunk(states, z))  # type: ignore[operator]
-            wrong = (decoded[mask] - actions[mask]).square().mean()
-            self.errors[f"action_error{name}"].update(wrong)  # type: ignore[operator]
+            decoded = nets.policy.act(self._chunk_inputs(states, z))  # type: ignore[operator]
+            error = (decoded[mask] - actions[mask]).square().mean()
+            self.errors[f"action_error{name}"].update(error)  # type: ignore[operator]
             ends = nets.end(states[:, 0], z).mean  # type: ignore[operator]
             self.errors[f"end_error{name}"].update((ends - end).square().mean())  # type: ignore[operator]
 
@@ -148,14 +132,33 @@ class LatentSkills(DiffusionModule):
             self.log(f"val/{name}", metric.compute().sqrt())  # type: ignore[operator]
             metric.reset()  # type: ignore[operator]
 
+    @property
+    def _nets(self) -> SkillVAE:
+        """The averaged networks."""
+        return cast(SkillVAE, self.ema.net)
+
     def encode(self, batch: ChunkBatch) -> Normal:
-        """The skills (B, D) that chunks show."""
+        """The posterior over the skills (B, D) of chunks."""
         states, actions, _ = self._normalized(batch)
         return self._nets.encoder(states, actions, batch["mask"])
 
     def skill_prior(self, states: Tensor) -> Normal:
-        """The Gaussian over skills (N, D) in states (N, O) that the encoder was held to."""
+        """The learned Gaussian prior over skills (N, D) in states (N, O)."""
         return self._nets.prior(self.trajectory.observations.normalize(states))
+
+    def sample_skills(
+        self, states: Tensor, num_samples: int = 1, *, generator: Generators = None
+    ) -> Tensor:
+        """Skills (N, num_samples, D) drawn from the learned Gaussian prior in states (N, O)."""
+        prior = self.skill_prior(states.repeat_interleave(num_samples, 0))
+        noise = randn(prior.mean.shape, generator=generator, like=prior.mean)
+        return (prior.mean + prior.std * noise).unflatten(0, (len(states), num_samples))
+
+    def choose(
+        self, states: Tensor, goals: Tensor | None, *, generator: Generators = None
+    ) -> Tensor:
+        """Skills (N, D) drawn from the learned Gaussian prior, whatever the goal."""
+        return self.sample_skills(states, generator=generator)[:, 0]
 
     def decode(
         self,
@@ -175,7 +178,7 @@ class LatentSkills(DiffusionModule):
             temperature: factor of the standard deviation; 0 plays the mean.
             generator: source of noise, one for all or one a state.
         """
-        x = self._seen(self.trajectory.observations.normalize(states), skills, steps)
+        x = self._inputs(self.trajectory.observations.normalize(states), skills, steps)
         noise = None
         if temperature:
             shape = (len(states), self.action_dim)
@@ -184,50 +187,33 @@ class LatentSkills(DiffusionModule):
         return self.trajectory.actions.unnormalize(actions)
 
     def ends(self, states: Tensor, skills: Tensor) -> Tensor:
-        """The states (N, O) that skills (N, D) are expected to lead to, in environment units."""
+        """The mean end (N, O) of skills (N, D) from states (N, O), in environment units."""
         states = self.trajectory.observations.normalize(states)
         return self.trajectory.observations.unnormalize(self._nets.end(states, skills).mean)
 
-    def sample_skills(
-        self, states: Tensor, num_samples: int = 1, *, generator: Generators = None
-    ) -> Tensor:
-        """Skills (N, num_samples, D) drawn from the learned Gaussian prior in states (N, O)."""
-        prior = self.skill_prior(states.repeat_interleave(num_samples, 0))
-        noise = randn(prior.mean.shape, generator=generator, like=prior.mean)
-        return (prior.mean + prior.std * noise).unflatten(0, (len(states), num_samples))
-
-    def choose(
-        self, states: Tensor, goals: Tensor | None, *, generator: Generators = None
-    ) -> Tensor:
-        """Skills (N, D) drawn from the learned Gaussian prior, whatever the goal."""
-        return self.sample_skills(states, generator=generator)[:, 0]
-
-    def make_policy(
-        self, *, n_action_steps: int | None = None, action_temperature: float = 0.0
-    ) -> SkillPolicy:
+    def build_policy(self, how: SkillActing) -> SkillPolicy:
         """A policy that draws skills from the Gaussian prior: the control of a diffused one.
 
-        Args:
-            n_action_steps: steps that a skill acts for, default H.
-            action_temperature: factor of the actions' standard deviation; 0 plays the mean.
+        Raises:
+            InputError: if a skill is to act for longer than it was learned.
         """
-        return self.skill_policy(
+        return SkillPolicy(
             self.choose,
-            partial(self.decode, temperature=action_temperature),
-            n_action_steps=n_action_steps,
+            partial(self.decode, temperature=how.action_temperature),
+            horizon=self.horizon,
+            n_action_steps=how.n_action_steps,
+            **self.policy_options(),
         )
 
-    def _seen_in_chunk(self, states: Tensor, z: Tensor) -> Tensor:
-        """What the decoder of actions sees of states (B, H, O) and a skill (B, D)."""
+    def _chunk_inputs(self, states: Tensor, z: Tensor) -> Tensor:
+        """Inputs of the action decoder (B, H, .) for states (B, H, O) and one skill each (B, D)."""
         steps = torch.arange(self.horizon, device=z.device).expand(len(z), -1)
-        return self._seen(states, z[:, None].expand(-1, self.horizon, -1), steps)
+        return self._inputs(states, z[:, None].expand(-1, self.horizon, -1), steps)
 
-    def _seen(self, states: Tensor, skills: Tensor, steps: Tensor) -> Tensor:
-        """What the decoder of actions sees: states (..., O), skills (..., D), steps (...) if told."""
-        seen = torch.cat([states, skills], -1)
-        if not self.step_aware:
-            return seen
-        return torch.cat([seen, one_hot(steps, self.horizon).to(seen)], -1)
+    def _inputs(self, states: Tensor, skills: Tensor, steps: Tensor) -> Tensor:
+        """Inputs of the action decoder: states (..., O), skills (..., D) and perhaps steps (...)."""
+        x = torch.cat([states, skills], -1)
+        return torch.cat([x, one_hot(steps, self.horizon).to(x)], -1) if self.step_aware else x
 
     def _normalized(self, batch: ChunkBatch) -> tuple[Tensor, Tensor, Tensor]:
         """States (B, H, O), actions (B, H, A) and the end (B, O)."""

@@ -9,8 +9,9 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from torch import nn
 
-from diffrl_lightning.types import InputError
+from diffrl_lightning.types import InputError, at_least, one_of
 
 _STILL = re.compile("position|bias")  # parameters that do not decay, beside those of one dimension
 
@@ -19,22 +20,19 @@ def make_optimizer(module: pl.LightningModule, groups: list[dict[str, Any]]) -> 
     """AdamW (plain Adam at weight decay 0) and its rates, as Lightning wants them.
 
     Args:
-        module: its hyper-parameters ``lr``, ``lr_schedule``, ``lr_warmup_steps``, ``weight_decay`` and
-            ``adam_betas`` count where it has them.
+        module: a role, by its hyper-parameters ``lr``, ``lr_schedule``, ``lr_warmup_steps``,
+            ``weight_decay`` and ``adam_betas``.
         groups: parameters that belong together; a group may have an ``lr``, ``lr_schedule`` and
             ``weight_decay`` of its own, and ``lr_steps``, after which its rate is 0. Biases,
             normalisations and positions do not decay.
-
-    Raises:
-        InputError: if a rate can not be.
     """
     hparams = module.hparams
     still = {id(p) for n, p in module.named_parameters() if p.ndim < 2 or _STILL.search(n)}
     parts, factors = [], []
     for group in groups:
         options = {"lr": hparams["lr"], **group}
-        decay = options.pop("weight_decay", hparams.get("weight_decay", 0.0))
-        shape = options.pop("lr_schedule", hparams.get("lr_schedule"))
+        decay = options.pop("weight_decay", hparams["weight_decay"])
+        shape = options.pop("lr_schedule", hparams["lr_schedule"])
         factor = _rate(module, shape, options.pop("lr_steps", None))
         trained = [p for p in options.pop("params") if p.requires_grad]
         by_decay = {decay: trained}
@@ -46,7 +44,7 @@ def make_optimizer(module: pl.LightningModule, groups: list[dict[str, Any]]) -> 
             factors.append(factor)
     # On a CPU, one kernel for all weights; elsewhere PyTorch's own choice.
     fused = True if module.device.type == "cpu" else None
-    betas = tuple(hparams.get("adam_betas", (0.9, 0.999)))
+    betas = tuple(hparams["adam_betas"])
     optimizer = torch.optim.AdamW(parts, betas=betas, fused=fused)
     if all(factor is None for factor in factors):
         return optimizer
@@ -55,19 +53,17 @@ def make_optimizer(module: pl.LightningModule, groups: list[dict[str, Any]]) -> 
 
 
 def _rate(
-    module: pl.LightningModule, schedule: str | None, lr_steps: int | None
+    module: pl.LightningModule, schedule: str, lr_steps: int | None
 ) -> Callable[[int], float] | None:
     """The factor of the learning rate at a step; None where it is always 1."""
-    warmup = module.hparams.get("lr_warmup_steps", 0)
-    if schedule not in (None, "constant", "cosine"):
-        raise InputError(f"lr_schedule={schedule!r} is unknown: choose constant or cosine.")
+    warmup = module.hparams["lr_warmup_steps"]
+    one_of(("constant", "cosine"), lr_schedule=schedule)
+    at_least(0, lr_warmup_steps=warmup)
     cosine = schedule == "cosine"
     last = math.inf if lr_steps is None else lr_steps
     steps = min(last, module.trainer.estimated_stepping_batches) if cosine else math.inf
     if cosine and steps == math.inf:
         raise InputError("lr_schedule=cosine needs an end: give trainer.max_steps.")
-    if warmup < 0:
-        raise InputError(f"lr_warmup_steps={warmup} must be at least 0.")
 
     def factor(step: int) -> float:
         if step >= last:
@@ -78,3 +74,14 @@ def _rate(
         return rise * 0.5 * (1 + math.cos(math.pi * done))
 
     return factor if cosine or warmup or lr_steps is not None else None
+
+
+def clip_gradients(
+    groups: list[dict[str, Any]], bound: float | None, algorithm: str | None = None
+) -> None:
+    """Bound the gradient of each group of parameters by itself, by norm or by ``value``."""
+    if not bound:
+        return
+    clip = nn.utils.clip_grad_value_ if algorithm == "value" else nn.utils.clip_grad_norm_
+    for group in groups:
+        clip(group["params"], bound)

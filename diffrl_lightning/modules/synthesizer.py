@@ -1,21 +1,21 @@
-"""What synthesizers share: the process, conditions, sampling at any scale."""
+"""What synthesizers share: the process, its conditions, sampling at any scale."""
 
 from __future__ import annotations
 
-import inspect
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, Literal, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset
+from torch.nn.functional import one_hot
 
 from diffrl_lightning.diffusion import (
     EDM,
+    BetaSchedule,
     GaussianDiffusion,
-    check_sampling,
+    PredictionType,
     classifier_free,
     draw,
     heun_sample,
@@ -23,22 +23,43 @@ from diffrl_lightning.diffusion import (
     make_betas,
     randn,
 )
-from diffrl_lightning.modules.base import DiffusionModule
-from diffrl_lightning.nets import EMA, ConditionalDenoiser
-from diffrl_lightning.normalizers import TrajectoryNormalizer, make_normalizer
-from diffrl_lightning.types import DenoiseFn, Generators, InputError
+from diffrl_lightning.modules.acting import SynthesisSampling
+from diffrl_lightning.modules.environment_model import EnvironmentModel
+from diffrl_lightning.nets import ConditionalDenoiser
+from diffrl_lightning.normalizers import NormalizerKind, TrajectoryNormalizer, make_normalizer
+from diffrl_lightning.types import (
+    Acting,
+    DenoiseFn,
+    Generators,
+    InputError,
+    TrainingData,
+    one_of,
+    within,
+)
 
-Condition = Literal["return", "task"]
-Process = Literal["edm", "ddpm"]
-SynthesisSampler = Literal["heun", "ddpm", "ddim", "dpmpp"]
-_DEFAULT_STEPS = 31  # evaluations of EDM's sampler
-_MAX_ROUNDS = 20  # of drawing anew what lies beyond the data's states
+_EDM_EVALUATIONS = 31
+_MAX_ROUNDS = 20  # of drawing anew what lies outside the data's states
 
 
-class Synthesizer(DiffusionModule):
-    """What the synthesizers share: the process, its conditions, and sampling at any scale.
+class Synthesizer(EnvironmentModel):
+    """What the synthesizers share: the process over whole samples, its conditions, their sampling.
 
-    The networks are asked for noise levels as EDM tells them, log(sigma) / 4, whatever the process.
+    Networks see the noise level as EDM has it, c_noise = log(sigma) / 4, whatever the process.
+
+    Args:
+        num_origins: datasets of the data's list, taken from the data: tasks to choose from.
+        conditions: what samples may be conditioned on: the ``return`` to go, the ``task``, which is the
+            dataset of a list that a sample is from, both or nothing.
+        cond_drop_prob: chance that a sample's condition is dropped in training.
+        process: ``edm``, over continuous noise levels, or ``ddpm``, over discrete steps.
+        num_train_timesteps: T, steps of ``ddpm``.
+        beta_schedule: noise schedule of ``ddpm``.
+        prediction_type: what the network predicts in ``ddpm``.
+        normalizer: of states, actions and rewards.
+        bound_gap: standard deviations by which values that pile up at an end of their dimension, such
+            as clipped actions, are moved outwards while they are diffused, so that they come back
+            exact; 0 leaves them, as published.
+        training: keywords of :class:`DiffusionModule`.
     """
 
     action_low: Tensor  # (A,)
@@ -46,78 +67,87 @@ class Synthesizer(DiffusionModule):
     state_low: Tensor  # (O,)
     state_high: Tensor  # (O,)
     diffusion: EDM | GaussianDiffusion  # type: ignore[assignment]
-    prediction_jobs: Sequence[dict[str, Any]] = ()  # what ``predict`` is to draw in this process
 
-    def _assemble(
-        self, make_net: Callable[[int], nn.Module], shape: tuple[int, ...], embed_dim: int
+    def __init__(
+        self,
+        observation_dim: int,
+        action_dim: int,
+        *,
+        num_origins: int = 1,
+        conditions: tuple[Literal["return", "task"], ...] = (),
+        cond_drop_prob: float = 0.25,
+        process: Literal["edm", "ddpm"] = "edm",
+        num_train_timesteps: int = 128,
+        beta_schedule: BetaSchedule = "cosine",
+        prediction_type: PredictionType = "eps",
+        normalizer: NormalizerKind = "gaussian",
+        bound_gap: float = 0.0,
+        lr_schedule: Literal["constant", "cosine"] = "cosine",
+        ema_update_every: int = 10,
+        ema_start: int = 100,
+        **training: Any,
     ) -> None:
-        """Build all parts, by the hyper-parameters.
+        super().__init__(
+            observation_dim,
+            action_dim,
+            lr_schedule=lr_schedule,
+            ema_update_every=ema_update_every,
+            ema_start=ema_start,
+            **training,
+        )
+        one_of(("edm", "ddpm"), process=process)
+        for condition in conditions:
+            one_of(("return", "task"), conditions=condition)
+        self.num_origins, self.conditions = num_origins, tuple(conditions)
+        self.trajectory = TrajectoryNormalizer(
+            normalizer, observation_dim, action_dim, bound_gap=bound_gap
+        )
+        self.rewards = make_normalizer(normalizer, 1, bound_gap)
+        self.returns = make_normalizer("limits", 1)
+        for name, dim in (("action", action_dim), ("state", observation_dim)):
+            self.register_buffer(f"{name}_low", torch.full((dim,), -torch.inf))
+            self.register_buffer(f"{name}_high", torch.full((dim,), torch.inf))
+
+    def build(self, net: nn.Module, shape: tuple[int, ...], embed_dim: int) -> None:
+        """Add the process, and the denoiser with its conditions and its average.
 
         Args:
-            make_net: the network, given the width of its condition's embedding, 0 for none.
-            shape: of a sample.
-            embed_dim: width of that embedding, where there are conditions.
+            net: the network, for a condition's embedding where there are conditions.
+            shape: S of a sample, its last entry the width that the process is over.
+            embed_dim: width of that embedding.
         """
-        hparams = self.hparams
-        self.refuse_goals(hparams["goal_dim"])
-        self.conditions = tuple(hparams["conditions"])
-        if not set(self.conditions) <= {"return", "task"}:
-            raise InputError(f"conditions={self.conditions} must be among return and task.")
-        if hparams["process"] not in ("edm", "ddpm"):
-            raise InputError(f"process={hparams['process']!r} is unknown: choose edm or ddpm.")
-        self.shape = shape
-        self.diffusion = (
-            EDM(sigma_data=[1.0] * shape[-1])
-            if hparams["process"] == "edm"
-            else GaussianDiffusion(
-                make_betas(hparams["beta_schedule"], hparams["num_train_timesteps"]),
-                hparams["prediction_type"],
-            )
-        )
-        self.denoiser = make_net(embed_dim if self.conditions else 0)
+        hparams, self.shape = self.hparams, shape
+        if hparams["process"] == "edm":
+            self.diffusion = EDM(sigma_data=[1.0] * shape[-1])
+        else:
+            betas = make_betas(hparams["beta_schedule"], hparams["num_train_timesteps"])
+            self.diffusion = GaussianDiffusion(betas, hparams["prediction_type"])
+        widths = {"return": 1, "task": self.num_origins}
+        self.denoiser = net
         if self.conditions:
-            widths = {"return": 1, "task": hparams["num_origins"]}
             self.denoiser = ConditionalDenoiser(
-                self.denoiser,
+                net,
                 condition_dims={name: widths[name] for name in self.conditions},
                 embed_dim=embed_dim,
                 drop_prob=hparams["cond_drop_prob"],
             )
-        self.ema = EMA(
-            self.denoiser,
-            decay=hparams["ema_decay"],
-            update_every=hparams["ema_update_every"],
-            start=hparams["ema_start"],
-        )
-        kind, action_dim = hparams["normalizer"], hparams["action_dim"]
-        gap = hparams["bound_gap"]
-        self.trajectory = TrajectoryNormalizer(
-            kind, hparams["observation_dim"], action_dim, bound_gap=gap
-        )
-        self.rewards = make_normalizer(kind, 1, gap)
-        self.returns = make_normalizer("limits", 1)
-        self.register_buffer("action_low", torch.full((action_dim,), -torch.inf))
-        self.register_buffer("action_high", torch.full((action_dim,), torch.inf))
-        self.register_buffer("state_low", torch.full((hparams["observation_dim"],), -torch.inf))
-        self.register_buffer("state_high", torch.full((hparams["observation_dim"],), torch.inf))
+        self.ema = self.average(self.denoiser)
 
-    def fit_normalizers(self, datamodule: Any) -> None:
+    def fit_normalizers(self, data: TrainingData) -> None:
         """Take the training episodes' statistics and bounds, and the environment's of actions.
 
         Raises:
-            InputError: if the data's rewards are not those of the environment.
+            InputError: if the data's rewards are not those of the environment, or sums of several.
         """
-        self.refuse_mapped_rewards(datamodule)
-        if getattr(datamodule, "n_steps", 1) > 1:
+        if data.n_steps > 1:
             raise InputError("Synthetic transitions are single steps: use n_steps=1.")
-        super().fit_normalizers(datamodule)
-        self.rewards.fit(*datamodule.training_rows("rewards"))
-        self.returns.fit(datamodule.training_returns()[:, None])
-        states, _, rows = datamodule.training_pairs()  # without those that an episode ends in
+        super().fit_normalizers(data)
+        self.returns.fit(data.training_returns()[:, None])
+        states, _, rows = data.training_pairs()  # without those that an episode ends in
         for dim in range(states.shape[1]):  # none is copied whole
             column = states[:, dim] if rows is None else states[rows, dim]
             self.state_low[dim], self.state_high[dim] = column.aminmax()
-        space = datamodule.action_space()
+        space = data.action_space()
         if space is not None:
             self.action_low.copy_(torch.as_tensor(space.low).flatten())
             self.action_high.copy_(torch.as_tensor(space.high).flatten())
@@ -128,208 +158,140 @@ class Synthesizer(DiffusionModule):
 
     @abstractmethod
     def decode(self, x: Tensor, generator: Generators = None) -> dict[str, Tensor]:
-        """Samples (B, *S) -> what a dataset holds, in environment units."""
+        """Samples (B, *S) -> arrays of a dataset, in environment units."""
+
+    def loss_weight(self, batch: Any) -> Tensor | None:
+        """Weight of each entry of :meth:`encode`'s samples in the loss; by default all alike."""
+        return None
 
     def compute_loss(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        """Mean over the batch of the process's loss."""
+        """The process's loss (EDM: Karras et al. 2022, eq. 8; DDPM: Ho et al. 2020, eq. 14)."""
         labels: dict[str, Tensor] = {}
         if "return" in self.conditions:
             labels["return"] = (self.returns.normalize(batch["returns"][:, None]) + 1) / 2
         if "task" in self.conditions:
-            one_hot = nn.functional.one_hot(batch["origins"], self.hparams["num_origins"])
-            labels["task"] = one_hot.to(self.float_dtype)
+            labels["task"] = one_hot(batch["origins"], self.num_origins).to(self.float_dtype)
         denoise = self._bind(self.denoiser, labels)
         x0 = self.encode(batch)
         return self.diffusion.loss(denoise, x0, weight=self.loss_weight(batch)).mean(), {}
-
-    def loss_weight(self, batch: Any) -> Tensor | None:
-        """What each entry of :meth:`encode`'s samples counts in the loss; by default all alike."""
-        return None
 
     @torch.no_grad()
     def sample(
         self,
         num_samples: int,
+        how: SynthesisSampling | None = None,
         *,
-        sampler: SynthesisSampler | None = None,
-        num_inference_steps: int | None = None,
-        target_return: float | None = None,
-        task: int | None = None,
-        guidance_scale: float = 1.0,
-        bound_actions: bool = True,
-        bound_states: bool = False,
         generator: torch.Generator | None = None,
     ) -> dict[str, Tensor]:
         """Synthetic data of the averaged network, in environment units.
 
         Args:
             num_samples: B, drawn as one batch.
-            sampler: ``heun`` (EDM's stochastic sampler, the default there), ``ddim`` (the default of
-                the discrete process), ``ddpm`` or ``dpmpp``.
-            num_inference_steps: network evaluations; by default 31 for EDM, else T.
-            target_return: label of the return to go, 0 the lowest and 1 the highest of the data.
-            task: which dataset of the list that was trained on.
-            guidance_scale: weight of the conditions: 0 is unconditional, 1 conditional.
-            bound_actions: clip actions to the environment's bounds.
-            bound_states: draw anew samples with a state beyond the least or the greatest of the data in
-                any dimension, up to 20 times; those that episodes end in do not count. Where
-                episodes end at a boundary of the states, samples beyond it tell that they go on.
+            how: sampler, conditions and bounds.
             generator: source of noise.
 
         Raises:
-            InputError: if the model knows no such condition, or the sampler no such number of steps.
+            InputError: if the model has no such condition, or the sampler no such number of steps.
         """
-        sampler, steps = self._sampler(sampler, num_inference_steps)
-
-        def drawn(count: int) -> dict[str, Tensor]:
-            denoise = self._guided(count, target_return, task, guidance_scale)
-            return self.decode(self._draw(denoise, count, sampler, steps, generator), generator)
-
-        result = drawn(num_samples)
-        for _ in range(_MAX_ROUNDS if bound_states else 0):
-            beyond = self.beyond(result).nonzero()[:, 0]
-            if not len(beyond):
+        how = self.check_sampling(how)
+        result = self._draw(num_samples, how, generator)
+        for _ in range(_MAX_ROUNDS if how.bound_states else 0):
+            outside = self.out_of_bounds(result).nonzero()[:, 0]
+            if not len(outside):
                 break
-            for name, value in drawn(len(beyond)).items():
-                result[name][beyond] = value
-        if bound_actions:
+            for name, value in self._draw(len(outside), how, generator).items():
+                result[name][outside] = value
+        if how.bound_actions:
             result["actions"] = result["actions"].clamp(self.action_low, self.action_high)
         return result
 
-    def _draw(
-        self,
-        denoise: DenoiseFn,
-        count: int,
-        sampler: SynthesisSampler,
-        num_inference_steps: int,
-        generator: torch.Generator | None,
-    ) -> Tensor:
-        """So many samples (count, *S) of the process."""
-        shape, like, diffusion = (count, *self.shape), self.action_low, self.diffusion
-        options: Any = {"num_inference_steps": num_inference_steps, "generator": generator}
-        if sampler == "heun":
-            start = randn(shape, generator=generator, like=like)
-            return heun_sample(cast(EDM, diffusion), denoise, start, **options)
-        if isinstance(diffusion, EDM):
-            diffusion, denoise = diffusion.discrete(
-                denoise, num_inference_steps, device=self.device
+    def check_sampling(self, how: Acting | None = None) -> SynthesisSampling:
+        """Ways to sample with the defaults of this model's process, checked before anything is drawn.
+
+        Raises:
+            InputError: if the model can not sample so.
+        """
+        how = SynthesisSampling() if how is None else how
+        if not isinstance(how, SynthesisSampling):
+            raise InputError(
+                f"{type(how).__name__} is no way to synthesize: use SynthesisSampling."
             )
-        return draw(diffusion, denoise, shape, like=like, sampler=sampler, **options)
-
-    def beyond(self, samples: dict[str, Tensor]) -> Tensor:
-        """Which of the samples (B,) have a state beyond those of the data."""
-        return self._out(samples["observations"])
-
-    def _out(self, states: Tensor) -> Tensor:
-        """Whether any of the states (B, ..., O) of a sample is beyond the data's (B,)."""
-        return ((states < self.state_low) | (states > self.state_high)).flatten(1).any(1)
-
-    def check_sampling(self, **sampling: Any) -> None:
-        """Refuse keywords that :meth:`sample` would refuse, before anything is sampled.
-
-        Raises:
-            InputError: naming what would do.
-            TypeError: if ``sample`` has no such keyword.
-        """
-        bound = inspect.signature(self.sample).bind(1, **sampling)
-        bound.apply_defaults()
-        wanted = bound.arguments
-        self._guided(1, wanted["target_return"], wanted["task"], wanted["guidance_scale"])
-        self._sampler(wanted["sampler"], wanted["num_inference_steps"])
-
-    def _sampler(
-        self, sampler: SynthesisSampler | None = None, num_inference_steps: int | None = None
-    ) -> tuple[SynthesisSampler, int]:
-        """The sampler and its evaluations, by default those of the process.
-
-        Raises:
-            InputError: if they do not go together.
-        """
+        self._labels(1, how)
         if isinstance(self.diffusion, EDM):
-            sampler = sampler or "heun"
-            steps = _DEFAULT_STEPS if num_inference_steps is None else num_inference_steps
+            sampler, steps = how.sampler or "heun", how.num_inference_steps or _EDM_EVALUATIONS
             if sampler == "heun":
                 heun_steps(steps)
-            elif sampler not in ("ddpm", "ddim", "dpmpp"):
-                raise InputError(f"{sampler=} is unknown: choose heun, ddpm, ddim or dpmpp.")
-            return sampler, steps
-        sampler = sampler or "ddim"
-        if sampler == "heun":
-            raise InputError("sampler=heun needs a model trained with process=edm: choose ddim.")
-        check_sampling(self.diffusion, sampler, num_inference_steps)
-        return sampler, num_inference_steps or self.diffusion.num_train_timesteps
+        else:
+            sampler, steps = how.sampler or "ddim", len(how.timesteps(self.diffusion))
+            if sampler == "heun":
+                raise InputError("sampler=heun needs a model of process=edm: choose ddim.")
+        return replace(how, sampler=sampler, num_inference_steps=steps)
 
-    def predict_dataloader(self) -> DataLoader:
-        """What :class:`SampleWriter` asks this process for.
+    def _draw(
+        self, count: int, how: SynthesisSampling, generator: torch.Generator | None
+    ) -> dict[str, Tensor]:
+        """So many samples of the averaged network, decoded."""
+        diffusion, denoise = self.diffusion, self._bind(self.ema, {})
+        labels = self._labels(count, how)
+        if labels:
+            denoise = classifier_free(self._bind(self.ema, labels), denoise, how.guidance_scale)
+        shape, like = (count, *self.shape), self.action_low
+        steps = cast(int, how.num_inference_steps)
+        if how.sampler == "heun":
+            x = how.temperature * randn(shape, generator=generator, like=like)
+            options: Any = {"temperature": how.temperature, "generator": generator}
+            x = heun_sample(diffusion, denoise, x, num_steps=heun_steps(steps), **options)  # type: ignore[arg-type]
+            return self.decode(x, generator)
+        if isinstance(diffusion, EDM):
+            diffusion, denoise = diffusion.discrete(denoise, steps, device=self.device)
+        x = draw(diffusion, denoise, shape, how, like=like, generator=generator)
+        return self.decode(x, generator)
+
+    def _labels(self, count: int, how: SynthesisSampling) -> dict[str, Tensor]:
+        """Conditions (count, width) by name.
 
         Raises:
-            InputError: if there is none.
+            InputError: if the model was not trained on one of them.
         """
-        if not self.prediction_jobs:
-            raise InputError("predict writes a dataset: say where with synthesis.output.")
-        return DataLoader(_Jobs(self.prediction_jobs), batch_size=None)
-
-    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor] | None:
-        """A shard of the dataset, whose noise depends on the seed and its number alone."""
-        if not batch["num_samples"]:
-            return None
-        entropy = np.random.SeedSequence([batch["seed"], batch["shard"]]).generate_state(1)
-        generator = torch.Generator(self.device).manual_seed(int(entropy[0]))
-        return self.sample(batch["num_samples"], generator=generator, **batch["sampling"])
-
-    def _bind(self, net: nn.Module, labels: dict[str, Tensor]) -> DenoiseFn:
-        """A network with its conditions bound, asked for steps as its process tells them."""
-
-        def denoise(x: Tensor, level: Tensor) -> Tensor:
-            return net(x, level, labels) if self.conditions else net(x, level)
-
-        diffusion = self.diffusion
-        if isinstance(diffusion, EDM):
-            return denoise
-
-        def at_step(x: Tensor, t: Tensor) -> Tensor:
-            signal, noise = diffusion.signal_noise(t, 1)
-            return denoise(x, 0.25 * (noise / signal).log())
-
-        return at_step
-
-    def _guided(
-        self, n: int, target_return: float | None, task: int | None, guidance_scale: float
-    ) -> DenoiseFn:
-        """The averaged network for n rows under these conditions."""
-        labels: dict[str, Tensor] = {}
-        for name, value in (("return", target_return), ("task", task)):
-            if value is None:
-                continue
-            if name not in self.conditions:
+        asked = {"return": how.target_return, "task": how.task}
+        for name, value in asked.items():
+            if value is not None and name not in self.conditions:
                 raise InputError(
                     f"This model was not trained on the condition {name!r}: leave it out, or train "
                     f"with conditions [{name}]."
                 )
-            if name == "return":
-                labels[name] = self.action_low.new_full((n, 1), value)
-            else:
-                if not 0 <= int(value) < self.hparams["num_origins"]:
-                    raise InputError(
-                        f"{task=} must be below the {self.hparams['num_origins']} datasets trained on."
-                    )
-                labels[name] = self.action_low.new_zeros(n, self.hparams["num_origins"])
-                labels[name][:, int(value)] = 1
-        if not labels:
-            return self._bind(self.ema, {})
-        return classifier_free(
-            self._bind(self.ema, labels), self._bind(self.ema, {}), guidance_scale
-        )
+        labels: dict[str, Tensor] = {}
+        if how.target_return is not None:
+            labels["return"] = self.action_low.new_full((count, 1), how.target_return)
+        if how.task is not None:
+            within(0, self.num_origins - 1, task=how.task)
+            labels["task"] = self.action_low.new_zeros(count, self.num_origins)
+            labels["task"][:, how.task] = 1
+        return labels
 
+    def _bind(self, net: nn.Module, labels: dict[str, Tensor]) -> DenoiseFn:
+        """A network with its conditions bound, on the noise levels or steps of the process."""
+        diffusion = self.diffusion
 
-class _Jobs(IterableDataset):
-    """Jobs of this process; being no sequence, they are not shared out a second time."""
+        def denoise(x: Tensor, level: Tensor) -> Tensor:
+            c_noise = level if isinstance(diffusion, EDM) else diffusion.c_noise(level)
+            return net(x, c_noise, labels) if self.conditions else net(x, c_noise)
 
-    def __init__(self, jobs: Sequence[dict[str, Any]]) -> None:
-        self.jobs = jobs
+        return denoise
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        return iter(self.jobs)
+    def out_of_bounds(self, samples: dict[str, Tensor]) -> Tensor:
+        """Which samples (B,) have a state outside the bounds of the data's."""
+        return self._outside(samples["observations"])
 
-    def __len__(self) -> int:
-        return len(self.jobs)
+    def _outside(self, states: Tensor) -> Tensor:
+        """Whether any of the states (B, ..., O) of a sample is outside the data's bounds (B,)."""
+        return ((states < self.state_low) | (states > self.state_high)).flatten(1).any(1)
+
+    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor] | None:
+        """Samples of one of SampleWriter's jobs, by noise of the seed and the shard's number alone."""
+        if not batch["num_samples"]:
+            return None
+        entropy = np.random.SeedSequence([batch["seed"], batch["shard"]]).generate_state(1)
+        generator = torch.Generator(self.device).manual_seed(int(entropy[0]))
+        how = SynthesisSampling(**batch["sampling"])
+        return self.sample(batch["num_samples"], how, generator=generator)

@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from diffrl_lightning.modules.base import DiffusionModule
+from diffrl_lightning.modules.base import Role
 from diffrl_lightning.nets import EMA, TwinQ, frozen, mlp
 from diffrl_lightning.normalizers import NormalizerKind, TrajectoryNormalizer
-from diffrl_lightning.policies import ChunkedPolicy
-from diffrl_lightning.types import Generators, InputError, TransitionBatch
+from diffrl_lightning.types import Acting, Generators, TransitionBatch, at_least, shares
 
 
-class TD3BC(DiffusionModule):
+class TD3BC(Role):
     """TD3 whose actor also clones: ``-alpha Q(s, pi(s)) / mean |Q| + (pi(s) - a)^2``.
 
     The ordinary baseline of offline reinforcement learning, and a judge of datasets; no diffusion.
 
     Args:
-        observation_dim: O, taken from the data.
-        action_dim: A, taken from the data.
-        goal_dim: taken from the data; must be 0.
         hidden_dim: width of the actor and of the critics.
         num_layers: hidden layers of each.
         normalizer: of states; actions are scaled to their range in the data.
@@ -32,23 +28,18 @@ class TD3BC(DiffusionModule):
         policy_noise: standard deviation of the noise on the target's actions.
         noise_clip: bound of that noise.
         policy_delay: critic updates for one update of the actor and of the targets.
-        lr: learning rate.
-        lr_schedule: keep the rate, or let it fall to 0 along a cosine over the whole run.
-        weight_decay: decoupled weight decay.
-        compile: compile the networks for training.
-
-    Raises:
-        InputError: if there are goals, or an argument is out of range.
+        training: keywords of :class:`Role`.
     """
 
-    learns_from = "transitions"
-    chosen_by = None  # the critics' loss is no measure: its target moves
+    batch_type = TransitionBatch
+    acting = Acting
+    monitor = None  # the critics' loss is no measure: its target moves
 
     def __init__(
         self,
         observation_dim: int,
         action_dim: int,
-        goal_dim: int = 0,
+        *,
         hidden_dim: int = 256,
         num_layers: int = 2,
         normalizer: NormalizerKind = "gaussian",
@@ -58,18 +49,13 @@ class TD3BC(DiffusionModule):
         policy_noise: float = 0.2,
         noise_clip: float = 0.5,
         policy_delay: int = 2,
-        lr: float = 3e-4,
-        lr_schedule: Literal["constant", "cosine"] = "constant",
-        weight_decay: float = 0.0,
-        compile: bool = False,
+        **training: Any,
     ) -> None:
-        super().__init__()
-        self.save_hyperparameters()
-        self.refuse_goals(goal_dim)
-        self.check_shares(tau=tau, discount=discount)
-        if policy_delay < 1 or noise_clip < 0:
-            raise InputError(f"{policy_delay=} must be at least 1, {noise_clip=} at least 0.")
-        self.observation_dim, self.policy_delay = observation_dim, policy_delay
+        super().__init__(observation_dim, action_dim, **training)
+        shares(tau=tau, discount=discount)
+        at_least(1, policy_delay=policy_delay)
+        at_least(0, noise_clip=noise_clip)
+        self.policy_delay = policy_delay
         self.actor = nn.Sequential(
             mlp(observation_dim, hidden_dim, action_dim, num_layers=num_layers), nn.Tanh()
         )
@@ -84,16 +70,12 @@ class TD3BC(DiffusionModule):
         self.target_critic = EMA(self.critic, decay=1 - tau, update_every=policy_delay)
         self.trajectory = TrajectoryNormalizer(normalizer, observation_dim, action_dim, "limits")
 
-    def averaged(self) -> list[tuple[EMA, nn.Module]]:
-        """The targets of actor and critics."""
-        return [(self.target_actor, self.actor), (self.target_critic, self.critic)]
-
     def param_groups(self) -> list[dict[str, Any]]:
         """Actor and critics."""
         return [{"params": list(net.parameters())} for net in (self.actor, self.critic)]
 
     def compute_loss(self, batch: TransitionBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Critics' loss, and the actor's at every ``policy_delay``-th step."""
+        """Clipped double Q-learning, and the actor's loss (Fujimoto & Gu 2021, eq. 3 and 5)."""
         states = self.trajectory.observations.normalize(batch["observations"])
         actions = self.trajectory.actions.normalize(batch["actions"])
         q = self.critic(states, actions)
@@ -131,11 +113,7 @@ class TD3BC(DiffusionModule):
         beyond = self.hparams["discount"] ** batch["steps"] * (1 - batch["terminations"])
         return batch["rewards"] + beyond * value
 
-    def decide(self, states: Tensor, *, generator: Generators = None) -> Tensor:
+    def decide(self, states: Tensor, how: Acting, *, generator: Generators = None) -> Tensor:
         """States (N, O) -> chunks of one action (N, 1, A), in environment units."""
         chosen = self.actor(self.trajectory.observations.normalize(states))
         return self.trajectory.actions.unnormalize(chosen)[:, None]
-
-    def make_policy(self) -> ChunkedPolicy:
-        """A policy that acts in N environments as one batch."""
-        return self.chunked_policy(self.decide)

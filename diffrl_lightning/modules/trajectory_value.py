@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from diffrl_lightning.diffusion import (
-    BetaSchedule,
-    GaussianDiffusion,
     inpaint,
-    make_betas,
+    known_states,
     randint,
     randn,
 )
-from diffrl_lightning.modules.base import DiffusionModule
-from diffrl_lightning.nets import EMA, TemporalValue
-from diffrl_lightning.normalizers import NormalizerKind, TrajectoryNormalizer, make_normalizer
-from diffrl_lightning.types import SequenceBatch
+from diffrl_lightning.modules.trajectories import TrajectoryModule
+from diffrl_lightning.nets import TemporalValue
+from diffrl_lightning.normalizers import TrajectoryNormalizer, make_normalizer
+from diffrl_lightning.types import SequenceBatch, TrainingData
 
 
-class TrajectoryValue(DiffusionModule):
+class TrajectoryValue(TrajectoryModule):
     """Regression of the return to go on trajectories at every noise level of a Diffuser.
 
     The target is the return from a window's first step to the end of its episode, with the discount
@@ -31,75 +28,47 @@ class TrajectoryValue(DiffusionModule):
     ``num_train_timesteps`` and ``beta_schedule``.
 
     Args:
-        observation_dim: O, taken from the data.
-        action_dim: A, taken from the data.
-        horizon: H, taken from the data.
-        stride: environment steps between two steps of a plan, taken from the data.
-        dim: width of the first level.
-        dim_mults: width of each level in multiples of ``dim``.
-        num_train_timesteps: T.
-        beta_schedule: noise schedule.
-        normalizer: of states and actions.
-        normalize_returns: learn the target with zero mean and unit variance, so that a guidance scale
+        normalize_returns: scale the target to zero mean and unit variance, so that a guidance scale
             means the same on every dataset; the published scales are for targets as they are.
-        lr: learning rate.
-        lr_schedule: keep the rate, or let it fall to 0 along a cosine over the whole run.
-        weight_decay: decoupled weight decay.
-        ema_decay: share of the weight average that each update keeps.
-        ema_update_every: optimiser steps from one update to the next.
-        ema_start: optimiser steps before averaging begins.
-        compile: compile the network for training.
+        training: keywords of :class:`TrajectoryModule`.
     """
 
+    takes_goals = True
     known: Tensor  # (H, A + O) bool, the entries that are given
 
     def __init__(
         self,
         observation_dim: int,
         action_dim: int,
-        horizon: int = 32,
-        stride: int = 1,
-        dim: int = 32,
-        dim_mults: tuple[int, ...] = (1, 2, 4),
-        num_train_timesteps: int = 20,
-        beta_schedule: BetaSchedule = "cosine",
-        normalizer: NormalizerKind = "gaussian",
+        *,
         normalize_returns: bool = True,
-        lr: float = 2e-4,
-        lr_schedule: Literal["constant", "cosine"] = "constant",
-        weight_decay: float = 0.0,
-        ema_decay: float = 0.995,
-        ema_update_every: int = 1,
-        ema_start: int = 0,
-        compile: bool = False,
+        **training: Any,
     ) -> None:
-        super().__init__()
-        self.save_hyperparameters()
-        self.diffusion = GaussianDiffusion(make_betas(beta_schedule, num_train_timesteps))
+        super().__init__(observation_dim, action_dim, **training)
+        hparams, horizon = self.hparams, self.horizon
         self.value_net = TemporalValue(
-            observation_dim + action_dim, horizon=horizon, dim=dim, dim_mults=dim_mults
+            observation_dim + action_dim,
+            horizon=horizon,
+            dim=hparams["dim"],
+            dim_mults=hparams["dim_mults"],
         )
-        self.ema = EMA(
-            self.value_net, decay=ema_decay, update_every=ema_update_every, start=ema_start
-        )
-        self.trajectory = TrajectoryNormalizer(normalizer, observation_dim, action_dim)
+        self.ema = self.average(self.value_net)
+        self.trajectory = TrajectoryNormalizer(hparams["normalizer"], observation_dim, action_dim)
         self.returns = make_normalizer("gaussian", 1) if normalize_returns else None
-        known = torch.zeros(horizon, action_dim + observation_dim, dtype=torch.bool)
-        known[0, action_dim:] = True
+        known = known_states(horizon, action_dim, observation_dim)
         self.register_buffer("known", known, persistent=False)
 
-    def averaged(self) -> list[tuple[EMA, nn.Module]]:
-        """The average follows the value."""
-        return [(self.ema, self.value_net)]
-
-    def fit_normalizers(self, datamodule: Any) -> None:
+    def fit_normalizers(self, data: TrainingData) -> None:
         """Take the statistics of the training episodes' states, actions and returns to go."""
-        self.trajectory.fit(datamodule)
+        super().fit_normalizers(data)
         if self.returns is not None:
-            self.returns.fit(datamodule.training_returns()[:, None])
+            self.returns.fit(data.training_returns()[:, None])
 
     def compute_loss(self, batch: SequenceBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Squared error of the value at a uniformly drawn noise level, the clean one among them."""
+        """Squared error of V(x_t, t) against the return to go (Janner et al. 2022, section 3.2).
+
+        t is uniform in -1 ... T - 1, where -1 is the clean trajectory.
+        """
         x0 = self.trajectory.join(batch["actions"], batch["observations"])
         t = randint(self.diffusion.num_train_timesteps + 1, x0) - 1
         xt = self.diffusion.add_noise(x0, randn(x0.shape, like=x0), t)

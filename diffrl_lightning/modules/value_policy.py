@@ -4,17 +4,25 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from diffrl_lightning.modules.base import DiffusionModule
-from diffrl_lightning.nets import EMA, mlp
+from diffrl_lightning.modules.futures import FutureSampling
+from diffrl_lightning.nets import mlp
 from diffrl_lightning.normalizers import NormalizerKind, TrajectoryNormalizer
-from diffrl_lightning.policies import ChunkedPolicy
-from diffrl_lightning.types import Generators, InputError, TransitionBatch
+from diffrl_lightning.types import (
+    Acting,
+    Generators,
+    InputError,
+    TransitionBatch,
+    above,
+    at_least,
+    one_of,
+)
 
 
 class ValuePolicy(DiffusionModule):
-    """An MLP from a state to an action that clones the data, the more so the better they are.
+    """An MLP from a state to an action that clones the data, good actions more than others.
 
     The value is a ``DiffusedValue``, frozen, of the same environment; it is needed for training alone::
 
@@ -22,40 +30,31 @@ class ValuePolicy(DiffusionModule):
         extraction ascent       |pi(s) - a|^2 - q_weight * r(s_k, pi(s_k)) / mean |r|
 
     The first is advantage-weighted regression (Peng et al. 2019), with A = Q - V of futures out of the
-    same noise. The second is the paper's: it climbs the reward at states of the future, which are
-    drawn and then held fixed, as if what is done now did not change them.
+    same noise. The second is the paper's (Mazoure et al. 2023, eq. 12): it climbs the reward at future
+    states, which are drawn and then held fixed, as if they did not depend on the action now.
 
     Args:
-        observation_dim: O, taken from the data.
-        action_dim: A, taken from the data.
-        goal_dim: taken from the data; must be 0.
         value_ckpt: checkpoint of the DiffusedValue.
         extraction: ``regression`` or ``ascent``.
         temperature: of the advantages, in their standard deviations in the batch.
-        max_weight: of a step in the regression, where 1 is that of a step of no advantage.
+        max_weight: bound of a step's weight in the regression, where 1 is that of advantage 0.
         q_weight: weight of the reward in the ascent.
         num_samples: futures of each state in training.
         num_inference_steps: network evaluations of a future in training.
         hidden_dim: width of the network.
         num_layers: hidden layers.
         normalizer: of states; actions are scaled to their range in the data.
-        lr: learning rate.
-        lr_schedule: keep the rate, or let it fall to 0 along a cosine over the whole run.
-        weight_decay: decoupled weight decay.
-        ema_decay: share of the weight average that each update keeps.
-        compile: compile the network for training.
-
-    Raises:
-        InputError: if there are goals, or an argument is unknown or out of range.
+        training: keywords of :class:`DiffusionModule`.
     """
 
-    learns_from = "transitions"
+    batch_type = TransitionBatch
+    acting = Acting
 
     def __init__(
         self,
         observation_dim: int,
         action_dim: int,
-        goal_dim: int = 0,
+        *,
         value_ckpt: str | None = None,
         extraction: Literal["regression", "ascent"] = "regression",
         temperature: float = 1.0,
@@ -66,29 +65,20 @@ class ValuePolicy(DiffusionModule):
         hidden_dim: int = 256,
         num_layers: int = 2,
         normalizer: NormalizerKind = "gaussian",
-        lr: float = 3e-4,
         lr_schedule: Literal["constant", "cosine"] = "cosine",
-        weight_decay: float = 0.0,
-        ema_decay: float = 0.995,
-        compile: bool = False,
+        **training: Any,
     ) -> None:
-        super().__init__()
-        self.save_hyperparameters()
-        self.refuse_goals(goal_dim)
-        if extraction not in ("regression", "ascent"):
-            raise InputError(f"{extraction=} is unknown: choose regression or ascent.")
-        if temperature <= 0 or max_weight < 1 or num_samples < 1:
-            raise InputError(
-                f"{temperature=} must be above 0, {max_weight=} and {num_samples=} at least 1."
-            )
+        super().__init__(observation_dim, action_dim, lr_schedule=lr_schedule, **training)
+        one_of(("regression", "ascent"), extraction=extraction)
+        above(0, temperature=temperature)
+        at_least(1, max_weight=max_weight)
+        self.futures = FutureSampling(
+            num_samples=num_samples, num_inference_steps=num_inference_steps
+        )
         self.actor = mlp(observation_dim, hidden_dim, action_dim, num_layers=num_layers)
-        self.ema = EMA(self.actor, decay=ema_decay)
+        self.ema = self.average(self.actor)
         self.trajectory = TrajectoryNormalizer(normalizer, observation_dim, action_dim, "limits")
         self.value: list[Any] = []  # in a list, so that it stays out of checkpoints
-
-    def averaged(self) -> list[tuple[EMA, nn.Module]]:
-        """The average follows the actor."""
-        return [(self.ema, self.actor)]
 
     def setup(self, stage: str) -> None:
         """Load the value.
@@ -111,19 +101,17 @@ class ValuePolicy(DiffusionModule):
         self.value[0].to(self.device)
 
     def compute_loss(self, batch: TransitionBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Weighted squared error of the actions, and less the reward in the ascent."""
-        options = self.hparams
-        sampling = {name: options[name] for name in ("num_samples", "num_inference_steps")}
-        states, data = batch["observations"], self.trajectory
+        """Weighted squared error of the actions; in the ascent unweighted, less the reward."""
+        options, states, data = self.hparams, batch["observations"], self.trajectory
         error = self._actions(states) - data.actions.normalize(batch["actions"])
         error = error.square().mean(-1)
         if options["extraction"] == "regression":
-            advantages = self.value[0].advantages(states, batch["actions"], **sampling)
+            advantages = self.value[0].advantages(states, batch["actions"], self.futures)
             scaled = advantages / (options["temperature"] * advantages.std() + 1e-8)
             weights = scaled.exp().clamp(max=options["max_weight"])
             info = {"cloning_error": error.detach().mean(), "advantage_std": advantages.std()}
             return (weights * error).mean() / weights.mean(), info
-        futures = self.value[0].sample_futures(states, **sampling).flatten(0, 1)
+        futures = self.value[0].sample_futures(states, how=self.futures).flatten(0, 1)
         actions = data.actions.unnormalize(self._actions(futures))
         rewards = self.value[0].rewards_of(futures, actions)
         info = {"cloning_error": error.detach().mean(), "reward": rewards.detach().mean()}
@@ -131,14 +119,10 @@ class ValuePolicy(DiffusionModule):
         return error.mean() - options["q_weight"] * gain, info
 
     def _actions(self, states: Tensor) -> Tensor:
-        """The actor's normalised actions (B, A) in states (B, O) of the environment's units."""
+        """The actor's normalised actions (B, A) at states (B, O) in environment units."""
         return self.actor(self.trajectory.observations.normalize(states)).tanh()
 
-    def decide(self, states: Tensor, *, generator: Generators = None) -> Tensor:
+    def decide(self, states: Tensor, how: Acting, *, generator: Generators = None) -> Tensor:
         """States (N, O) -> chunks of one action (N, 1, A), in environment units."""
         chosen = self.ema(self.trajectory.observations.normalize(states)).tanh()
         return self.trajectory.actions.unnormalize(chosen)[:, None]
-
-    def make_policy(self) -> ChunkedPolicy:
-        """A policy that acts in N environments as one batch."""
-        return self.chunked_policy(self.decide)

@@ -7,42 +7,16 @@ from diffrl_lightning.nets.backbones import (
     make_chunk_backbone,
 )
 from diffrl_lightning.nets.conditional import ConditionalDenoiser, ConditionalMLP
-from diffrl_lightning.nets.critics import TwinQ, frozen
+from diffrl_lightning.nets.critics import EnsembleMLP, TwinQ, frozen
 from diffrl_lightning.nets.ema import EMA
-from diffrl_lightning.nets.embeddings import SinusoidalEmbedding
-from diffrl_lightning.nets.ensemble import EnsembleMLP
-from diffrl_lightning.nets.inverse_dynamics import InverseDynamics
-from diffrl_lightning.nets.mlp import DenoisingMLP, ResidualMLP, TransitionMLP, mlp
+from diffrl_lightning.nets.mlp import (
+    DenoisingMLP,
+    InverseDynamics,
+    ResidualMLP,
+    TransitionMLP,
+    mlp,
+)
 from diffrl_lightning.nets.skills import Normal, SkillCritic, SkillVAE
 from diffrl_lightning.nets.temporal_unet import TemporalUnet, check_horizon
 from diffrl_lightning.nets.transformer import ActionTransformer, DiT1d, StepTransformer
 from diffrl_lightning.nets.value import TemporalValue, WindowValue
-
-__all__ = [
-    "EMA",
-    "ActionTransformer",
-    "Backbone",
-    "ChunkBackbone",
-    "ConditionalDenoiser",
-    "ConditionalMLP",
-    "DenoisingMLP",
-    "DiT1d",
-    "EnsembleMLP",
-    "InverseDynamics",
-    "Normal",
-    "ResidualMLP",
-    "SinusoidalEmbedding",
-    "SkillCritic",
-    "SkillVAE",
-    "StepTransformer",
-    "TemporalUnet",
-    "TemporalValue",
-    "TransitionMLP",
-    "TwinQ",
-    "WindowValue",
-    "check_horizon",
-    "frozen",
-    "make_backbone",
-    "make_chunk_backbone",
-    "mlp",
-]

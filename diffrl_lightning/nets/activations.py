@@ -1,12 +1,20 @@
-"""Mish by way of one sigmoid, which on a CPU takes a third of the time."""
+"""Linear layers with activations, and Mish by one sigmoid, which takes a third of the time on a CPU."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+
+def chain(*dims: int, activation: Callable[[], nn.Module] = nn.ReLU) -> nn.Sequential:
+    """Linear layers of these widths, with an activation between each two."""
+    layers = [m for i, o in pairwise(dims) for m in (nn.Linear(i, o), activation())]
+    return nn.Sequential(*layers[:-1])
 
 
 def mish(x: Tensor) -> Tensor:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 from torch import nn
 
 from diffrl_lightning.nets.mlp import ResidualMLP
 from diffrl_lightning.nets.temporal_unet import TemporalUnet, check_horizon
 from diffrl_lightning.nets.transformer import ActionTransformer, DiT1d
-from diffrl_lightning.types import InputError
+from diffrl_lightning.types import one_of
 
 Backbone = Literal["unet", "dit"]
 ChunkBackbone = Literal["unet", "transformer", "mlp"]
@@ -31,18 +31,14 @@ def make_backbone(
     """A network (B, H, D), t (B,), cond (B, cond_dim) -> (B, H, D).
 
     ``dim_mults`` and ``attention`` are the U-Net's, ``depth`` and ``num_heads`` the transformer's.
-
-    Raises:
-        InputError: if the name is unknown, or the horizon does not suit the U-Net.
     """
-    if backbone == "unet":
-        check_horizon(horizon, dim_mults)
-        return TemporalUnet(
-            transition_dim, dim=dim, dim_mults=dim_mults, attention=attention, cond_dim=cond_dim
-        )
+    one_of(get_args(Backbone), backbone=backbone)
     if backbone == "dit":
         return DiT1d(transition_dim, dim=dim, depth=depth, num_heads=num_heads, cond_dim=cond_dim)
-    raise InputError(f"{backbone=} is unknown: choose unet or dit.")
+    check_horizon(horizon, dim_mults)
+    return TemporalUnet(
+        transition_dim, dim=dim, dim_mults=dim_mults, attention=attention, cond_dim=cond_dim
+    )
 
 
 def make_chunk_backbone(
@@ -62,31 +58,24 @@ def make_chunk_backbone(
 
     ``dim_mults`` are the U-Net's, ``num_heads`` the transformer's, ``depth`` counts the transformer's
     layers and the MLP's blocks, ``dropout`` is of both.
-
-    Raises:
-        InputError: if the name is unknown, or the horizon does not suit the U-Net.
     """
+    one_of(get_args(ChunkBackbone), backbone=backbone)
+    cond_dim = n_obs_steps * observation_dim
     if backbone == "unet":
         check_horizon(horizon, dim_mults)
-        cond_dim = n_obs_steps * observation_dim
         return TemporalUnet(action_dim, dim=dim, dim_mults=dim_mults, cond_dim=cond_dim, film=True)
-    if backbone == "transformer":
-        return ActionTransformer(
-            action_dim,
-            horizon=horizon,
-            observation_dim=observation_dim,
-            n_obs_steps=n_obs_steps,
-            dim=dim,
-            depth=depth,
-            num_heads=num_heads,
-            dropout=dropout,
-        )
     if backbone == "mlp":
+        entries = horizon * action_dim
         return ResidualMLP(
-            horizon * action_dim,
-            cond_dim=n_obs_steps * observation_dim,
-            hidden_dim=dim,
-            num_blocks=depth,
-            dropout=dropout,
+            entries, cond_dim=cond_dim, hidden_dim=dim, num_blocks=depth, dropout=dropout
         )
-    raise InputError(f"{backbone=} is unknown: choose unet, transformer or mlp.")
+    return ActionTransformer(
+        action_dim,
+        horizon=horizon,
+        observation_dim=observation_dim,
+        n_obs_steps=n_obs_steps,
+        dim=dim,
+        depth=depth,
+        num_heads=num_heads,
+        dropout=dropout,
+    )

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffrl_lightning.types import InputError
+from diffrl_lightning.types import InputError, at_least
 
 
 class EMA(nn.Module):
@@ -34,14 +34,14 @@ class EMA(nn.Module):
         power: float = 0.0,
     ) -> None:
         super().__init__()
-        if not 0 <= decay < 1 or update_every < 1 or power < 0:
-            raise InputError(
-                "EMA needs a decay in [0, 1), update_every of at least 1 and a power of at least 0, "
-                f"not {decay=}, {update_every=} and {power=}."
-            )
-        self.decay, self.update_every, self.start = decay, update_every, start
-        self.power = power
+        if not 0 <= decay < 1:
+            raise InputError(f"{decay=} must lie in [0, 1).")
+        at_least(1, update_every=update_every)
+        at_least(0, power=power)
+        self.decay, self.update_every = decay, update_every
+        self.start, self.power = start, power
         self.net = copy.deepcopy(net).requires_grad_(False).eval()
+        self.followed = (net,)  # in a tuple, so that it is no sub-module of this one
 
     def train(self, mode: bool = True) -> EMA:
         """Stay in evaluation mode, whatever the module around it does."""
@@ -52,8 +52,9 @@ class EMA(nn.Module):
         return self.net(*args, **kwargs)
 
     @torch.no_grad()
-    def update(self, net: nn.Module, step: int) -> None:
-        """Follow ``net`` after optimiser step ``step``, counted from 1."""
+    def update(self, step: int) -> None:
+        """Follow the network after optimiser step ``step``, counted from 1."""
+        (net,) = self.followed
         if step % self.update_every:
             return
         averages: list[Tensor] = list(self.net.parameters())

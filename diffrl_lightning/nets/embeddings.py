@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from diffrl_lightning.nets.activations import Mish
+from diffrl_lightning.nets.activations import Mish, chain
 
 
 class SinusoidalEmbedding(nn.Module):
@@ -15,15 +15,14 @@ class SinusoidalEmbedding(nn.Module):
 
     Args:
         dim: width of the embedding, even.
-        max_period: the slowest wave has about this period, in steps over 2 pi.
     """
 
     frequencies: Tensor
 
-    def __init__(self, dim: int, max_period: float = 10_000.0) -> None:
+    def __init__(self, dim: int) -> None:
         super().__init__()
         half = dim // 2
-        frequencies = torch.exp(-math.log(max_period) / (half - 1) * torch.arange(half))
+        frequencies = torch.exp(-math.log(10_000.0) / (half - 1) * torch.arange(half))
         self.register_buffer("frequencies", frequencies, persistent=False)
 
     def forward(self, t: Tensor) -> Tensor:
@@ -33,16 +32,15 @@ class SinusoidalEmbedding(nn.Module):
 
 
 class FourierEmbedding(nn.Module):
-    """Cosines and sines of the step at frequencies that are learned (Tancik et al. 2020).
+    """Cosines and sines of the step at learned frequencies, N(0, 0.2^2) at first (Tancik et al. 2020).
 
     Args:
         dim: width of the embedding, even.
-        scale: standard deviation of the frequencies at the beginning, in cycles a step.
     """
 
-    def __init__(self, dim: int, scale: float = 0.2) -> None:
+    def __init__(self, dim: int) -> None:
         super().__init__()
-        self.frequencies = nn.Parameter(scale * torch.randn(dim // 2))
+        self.frequencies = nn.Parameter(0.2 * torch.randn(dim // 2))
 
     def forward(self, t: Tensor) -> Tensor:
         """Map steps (B,) to (B, dim)."""
@@ -51,7 +49,7 @@ class FourierEmbedding(nn.Module):
 
 
 class NoiseLevelEmbedding(nn.Module):
-    """A noise level with its sines and cosines at random frequencies, which stay (Tancik et al. 2020).
+    """A noise level with its sines and cosines at fixed random frequencies (Tancik et al. 2020).
 
     Args:
         num_frequencies: F.
@@ -59,7 +57,7 @@ class NoiseLevelEmbedding(nn.Module):
 
     frequencies: Tensor
 
-    def __init__(self, num_frequencies: int = 8) -> None:
+    def __init__(self, num_frequencies: int) -> None:
         super().__init__()
         self.register_buffer("frequencies", torch.randn(num_frequencies))
 
@@ -70,7 +68,7 @@ class NoiseLevelEmbedding(nn.Module):
 
 
 class StepEmbedding(nn.Sequential):
-    """Layers that embed steps (B,) row by row; one step, expanded to B rows, they embed once."""
+    """Layers that embed steps (B,) row by row; one step expanded to B rows is embedded once."""
 
     def forward(self, t: Tensor) -> Tensor:
         """Map steps (B,) to (B, dim)."""
@@ -80,9 +78,4 @@ class StepEmbedding(nn.Sequential):
 
 def embed_step(dim: int, ratio: int = 4) -> StepEmbedding:
     """Steps (B,) -> (B, dim): sines and cosines through two layers, ``ratio * dim`` wide between."""
-    return StepEmbedding(
-        SinusoidalEmbedding(dim),
-        nn.Linear(dim, ratio * dim),
-        Mish(),
-        nn.Linear(ratio * dim, dim),
-    )
+    return StepEmbedding(SinusoidalEmbedding(dim), *chain(dim, ratio * dim, dim, activation=Mish))

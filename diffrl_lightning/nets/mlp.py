@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
-from diffrl_lightning.nets.activations import Mish, mish
+from diffrl_lightning.nets.activations import Mish, chain, mish
 from diffrl_lightning.nets.embeddings import (
     FourierEmbedding,
     NoiseLevelEmbedding,
@@ -27,38 +26,42 @@ def mlp(
     activation: Callable[[], nn.Module] = nn.ReLU,
 ) -> nn.Sequential:
     """``num_layers`` hidden layers of one width; (..., in_dim) -> (..., out_dim)."""
-    dims = [in_dim, *[hidden_dim] * num_layers]
-    layers: list[nn.Module] = []
-    for i, o in pairwise(dims):
-        layers += [nn.Linear(i, o), activation()]
-    return nn.Sequential(*layers, nn.Linear(dims[-1], out_dim))
+    return chain(in_dim, *[hidden_dim] * num_layers, out_dim, activation=activation)
+
+
+class InverseDynamics(nn.Sequential):
+    """An MLP (s, s') -> a: the action that leads from one state to the next (Ajay et al. 2023).
+
+    Args:
+        observation_dim: O.
+        action_dim: A.
+        hidden_dim: width of its two hidden layers.
+    """
+
+    def __init__(self, observation_dim: int, action_dim: int, *, hidden_dim: int = 256) -> None:
+        super().__init__(*chain(2 * observation_dim, hidden_dim, hidden_dim, action_dim))
+
+    def forward(self, states: Tensor) -> Tensor:
+        """Normalised states in a row (..., H, O) -> the actions between them (..., H - 1, A)."""
+        return super().forward(torch.cat([states[..., :-1, :], states[..., 1:, :]], -1))
 
 
 class DenoisingMLP(nn.Module):
     """The actor of Diffusion-QL: an MLP of the noised vector, the step and the condition.
 
     Args:
-        dim: D, entries of what is denoised.
+        dim: D, entries of the denoised vector.
         cond_dim: C, entries of the condition.
         hidden_dim: width.
         num_layers: hidden layers.
-        embed_dim: width of the step's embedding, even.
     """
 
     def __init__(
-        self,
-        dim: int,
-        *,
-        cond_dim: int,
-        hidden_dim: int = 256,
-        num_layers: int = 3,
-        embed_dim: int = 16,
+        self, dim: int, *, cond_dim: int, hidden_dim: int = 256, num_layers: int = 3
     ) -> None:
         super().__init__()
-        self.embed = embed_step(embed_dim, ratio=2)
-        self.net = mlp(
-            dim + embed_dim + cond_dim, hidden_dim, dim, num_layers=num_layers, activation=Mish
-        )
+        self.embed = embed_step(16, ratio=2)
+        self.net = chain(dim + 16 + cond_dim, *[hidden_dim] * num_layers, dim, activation=Mish)
 
     def forward(self, x: Tensor, t: Tensor, cond: Tensor) -> Tensor:
         """(B, *S) of D entries at steps (B,), conditions (B, C) -> (B, *S)."""
@@ -69,11 +72,10 @@ class ResidualMLP(nn.Module):
     """The actor of IDQL: an MLP of pre-normalised residual blocks ("LN-ResNet").
 
     Args:
-        dim: D, entries of what is denoised.
+        dim: D, entries of the denoised vector.
         cond_dim: C, entries of the condition.
         hidden_dim: width of the residual stream; blocks are four times as wide inside.
         num_blocks: residual blocks.
-        embed_dim: width of the step's Fourier features, even.
         dropout: chance that an entry is dropped before each block.
     """
 
@@ -84,24 +86,15 @@ class ResidualMLP(nn.Module):
         cond_dim: int,
         hidden_dim: int = 256,
         num_blocks: int = 3,
-        embed_dim: int = 64,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        self.embed = StepEmbedding(
-            FourierEmbedding(embed_dim),
-            nn.Linear(embed_dim, 2 * embed_dim),
-            Mish(),
-            nn.Linear(2 * embed_dim, 2 * embed_dim),
-        )
-        self.first = nn.Linear(dim + cond_dim + 2 * embed_dim, hidden_dim)
+        self.embed = StepEmbedding(FourierEmbedding(64), *chain(64, 128, 128, activation=Mish))
+        self.first = nn.Linear(dim + cond_dim + 128, hidden_dim)
+        wide = (hidden_dim, 4 * hidden_dim, hidden_dim)
         self.blocks = nn.ModuleList(
             nn.Sequential(
-                nn.Dropout(dropout),
-                nn.LayerNorm(hidden_dim),
-                nn.Linear(hidden_dim, 4 * hidden_dim),
-                Mish(),
-                nn.Linear(4 * hidden_dim, hidden_dim),
+                nn.Dropout(dropout), nn.LayerNorm(hidden_dim), *chain(*wide, activation=Mish)
             )
             for _ in range(num_blocks)
         )
@@ -122,7 +115,7 @@ class TransitionMLP(nn.Module):
     """The network of SynthER (Lu et al. 2023): wide residual layers over a vector and a noise level.
 
     Args:
-        dim: D, entries of what is denoised.
+        dim: D, entries of the denoised vector.
         cond_dim: C, entries of the condition; 0 for none.
         hidden_dim: width of the residual stream.
         num_blocks: residual layers.
@@ -144,9 +137,7 @@ class TransitionMLP(nn.Module):
         frequencies = 8
         self.embed = StepEmbedding(
             NoiseLevelEmbedding(frequencies),
-            nn.Linear(1 + 2 * frequencies, embed_dim),
-            nn.SiLU(),
-            nn.Linear(embed_dim, embed_dim),
+            *chain(1 + 2 * frequencies, embed_dim, embed_dim, activation=nn.SiLU),
         )
         self.first = nn.Linear(dim + cond_dim, embed_dim)
         self.widen = nn.Linear(embed_dim, hidden_dim)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
+
+from diffrl_lightning.nets.activations import chain
 
 
 class Normal(NamedTuple):
@@ -28,7 +30,7 @@ class Normal(NamedTuple):
 
 
 class GaussianMLP(nn.Module):
-    """A diagonal Gaussian given a vector: two hidden layers, then one for the mean, one for the spread.
+    """A diagonal Gaussian given a vector: two hidden layers, and one more for either moment.
 
     Args:
         in_dim: entries of the vector.
@@ -37,14 +39,11 @@ class GaussianMLP(nn.Module):
         min_std: least standard deviation.
     """
 
-    def __init__(self, in_dim: int, out_dim: int, *, hidden_dim: int, min_std: float) -> None:
+    def __init__(
+        self, in_dim: int, out_dim: int, *, hidden_dim: int, min_std: float = 1e-4
+    ) -> None:
         super().__init__()
-        self.trunk = nn.Sequential(
-            nn.Linear(in_dim, hidden_dim),
-            nn.ReLU(),
-            nn.Linear(hidden_dim, hidden_dim),
-            nn.ReLU(),
-        )
+        self.trunk = _trunk(in_dim, hidden_dim)
         self.heads = _Heads(hidden_dim, out_dim, hidden_dim=hidden_dim, min_std=min_std)
 
     def forward(self, x: Tensor) -> Normal:
@@ -58,21 +57,17 @@ class AutoregressivePolicy(nn.Module):
     Args:
         in_dim: entries of state and skill.
         action_dim: A.
-        hidden_dim: width.
-        min_std: least standard deviation of an entry.
+        sizes: ``hidden_dim`` and ``min_std`` of each :class:`GaussianMLP`.
     """
 
-    def __init__(self, in_dim: int, action_dim: int, *, hidden_dim: int, min_std: float) -> None:
+    def __init__(self, in_dim: int, action_dim: int, **sizes: Any) -> None:
         super().__init__()
-        self.entries = nn.ModuleList(
-            GaussianMLP(in_dim + i, 1, hidden_dim=hidden_dim, min_std=min_std)
-            for i in range(action_dim)
-        )
+        self.entries = nn.ModuleList(GaussianMLP(in_dim + i, 1, **sizes) for i in range(action_dim))
 
     def forward(self, x: Tensor, actions: Tensor) -> Normal:
-        """Of each entry given those before it: (..., in_dim) and (..., A) -> over (..., A)."""
-        found = [net(torch.cat([x, actions[..., :i]], -1)) for i, net in enumerate(self.entries)]
-        return Normal(*(torch.cat(parts, -1) for parts in zip(*found, strict=True)))
+        """Autoregressive Gaussians of given actions: (..., in_dim), (..., A) -> over (..., A)."""
+        entries = [net(torch.cat([x, actions[..., :i]], -1)) for i, net in enumerate(self.entries)]
+        return Normal(*(torch.cat(parts, -1) for parts in zip(*entries, strict=True)))
 
     def act(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
         """Actions (..., A): each entry's mean, or with standard normal noise (..., A) a draw."""
@@ -86,15 +81,9 @@ class AutoregressivePolicy(nn.Module):
 
 
 class ChunkEncoder(nn.Module):
-    """The skill that a chunk of states and actions shows: a GRU that runs both ways.
+    """The posterior q(z | chunk): a bidirectional GRU over states and actions.
 
-    Args:
-        observation_dim: O.
-        action_dim: A.
-        latent_dim: D.
-        hidden_dim: width.
-        num_layers: layers of the GRU.
-        min_std: least standard deviation.
+    Its arguments are those of :class:`SkillVAE`.
     """
 
     def __init__(
@@ -105,19 +94,13 @@ class ChunkEncoder(nn.Module):
         *,
         hidden_dim: int,
         num_layers: int,
-        min_std: float,
     ) -> None:
         super().__init__()
-        self.states = nn.Sequential(
-            nn.Linear(observation_dim, hidden_dim),
-            nn.ReLU(),
-            nn.Linear(hidden_dim, hidden_dim),
-            nn.ReLU(),
-        )
+        self.states = _trunk(observation_dim, hidden_dim)
         self.gru = nn.GRU(
             hidden_dim + action_dim, hidden_dim, num_layers, batch_first=True, bidirectional=True
         )
-        self.heads = _Heads(2 * hidden_dim, latent_dim, hidden_dim=hidden_dim, min_std=min_std)
+        self.heads = _Heads(2 * hidden_dim, latent_dim, hidden_dim=hidden_dim, min_std=1e-4)
 
     def forward(self, observations: Tensor, actions: Tensor, mask: Tensor) -> Normal:
         """(B, H, O), (B, H, A) and which steps are real (B, H) -> a Gaussian over (B, D).
@@ -130,7 +113,7 @@ class ChunkEncoder(nn.Module):
 
 
 class SkillVAE(nn.Module):
-    """All networks of a skill: its encoder and prior, and the decoders of its actions and its end.
+    """Encoder, prior, action decoder and end-state decoder of skills.
 
     Args:
         observation_dim: O.
@@ -139,7 +122,7 @@ class SkillVAE(nn.Module):
         hidden_dim: width of all layers.
         num_layers: layers of the encoder's GRU.
         min_std: least standard deviation of actions and ends.
-        clock_dim: entries that tell the decoder of actions the time.
+        clock_dim: entries of the step within a skill, for the action decoder; 0 for none.
     """
 
     def __init__(
@@ -155,24 +138,16 @@ class SkillVAE(nn.Module):
     ) -> None:
         super().__init__()
         together = observation_dim + latent_dim
+        sizes: Any = {"hidden_dim": hidden_dim, "min_std": min_std}
         self.encoder = ChunkEncoder(
-            observation_dim,
-            action_dim,
-            latent_dim,
-            hidden_dim=hidden_dim,
-            num_layers=num_layers,
-            min_std=1e-4,
+            observation_dim, action_dim, latent_dim, hidden_dim=hidden_dim, num_layers=num_layers
         )
-        self.prior = GaussianMLP(observation_dim, latent_dim, hidden_dim=hidden_dim, min_std=1e-4)
-        self.policy = AutoregressivePolicy(
-            together + clock_dim, action_dim, hidden_dim=hidden_dim, min_std=min_std
-        )
-        self.dynamics = GaussianMLP(
-            together, observation_dim, hidden_dim=hidden_dim, min_std=min_std
-        )
+        self.prior = GaussianMLP(observation_dim, latent_dim, hidden_dim=hidden_dim)
+        self.policy = AutoregressivePolicy(together + clock_dim, action_dim, **sizes)
+        self.dynamics = GaussianMLP(together, observation_dim, **sizes)
 
     def end(self, observations: Tensor, skills: Tensor) -> Normal:
-        """Of the state behind a chunk: (..., O) at its start and (..., D) -> over (..., O)."""
+        """Gaussian over the chunk's next state: its first (..., O), skills (..., D) -> (..., O)."""
         change = self.dynamics(torch.cat([observations, skills], -1))
         return Normal(observations + change.mean, change.std)
 
@@ -218,13 +193,15 @@ class _Heads(nn.Module):
     def __init__(self, in_dim: int, out_dim: int, *, hidden_dim: int, min_std: float) -> None:
         super().__init__()
         self.min_std = min_std
-        self.mean, self.spread = (
-            nn.Sequential(nn.Linear(in_dim, hidden_dim), nn.ReLU(), nn.Linear(hidden_dim, out_dim))
-            for _ in range(2)
-        )
+        self.mean, self.spread = (chain(in_dim, hidden_dim, out_dim) for _ in range(2))
 
     def forward(self, h: Tensor) -> Normal:
         return Normal(self.mean(h), softplus(self.spread(h)) + self.min_std)
+
+
+def _trunk(in_dim: int, hidden_dim: int) -> nn.Sequential:
+    """Two layers with a ReLU behind each."""
+    return nn.Sequential(*chain(in_dim, hidden_dim, hidden_dim), nn.ReLU())
 
 
 def _normed(*dims: int) -> nn.Sequential:

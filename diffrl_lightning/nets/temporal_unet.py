@@ -14,15 +14,10 @@ from diffrl_lightning.nets.embeddings import embed_step
 from diffrl_lightning.types import InputError
 
 
-class ConvBlock(nn.Sequential):
+def conv_block(in_dim: int, out_dim: int) -> nn.Sequential:
     """Convolution over time, group normalisation, Mish; (B, C, H) -> (B, C', H)."""
-
-    def __init__(self, in_dim: int, out_dim: int, *, kernel_size: int = 5, groups: int = 8) -> None:
-        super().__init__(
-            nn.Conv1d(in_dim, out_dim, kernel_size, padding=kernel_size // 2),
-            nn.GroupNorm(groups, out_dim),
-            Mish(),
-        )
+    conv = nn.Conv1d(in_dim, out_dim, 5, padding=2)
+    return nn.Sequential(conv, nn.GroupNorm(8, out_dim), Mish())
 
 
 class ResidualBlock(nn.Module):
@@ -31,20 +26,12 @@ class ResidualBlock(nn.Module):
     The embedding is added, or, with ``film``, scales and shifts (Perez et al. 2018).
     """
 
-    def __init__(
-        self,
-        in_dim: int,
-        out_dim: int,
-        *,
-        embed_dim: int,
-        kernel_size: int = 5,
-        film: bool = False,
-    ) -> None:
+    def __init__(self, in_dim: int, out_dim: int, *, embed_dim: int, film: bool = False) -> None:
         super().__init__()
         self.film = film
-        self.conv_in = ConvBlock(in_dim, out_dim, kernel_size=kernel_size)
+        self.conv_in = conv_block(in_dim, out_dim)
         self.embed = nn.Sequential(Mish(), nn.Linear(embed_dim, 2 * out_dim if film else out_dim))
-        self.conv_out = ConvBlock(out_dim, out_dim, kernel_size=kernel_size)
+        self.conv_out = conv_block(out_dim, out_dim)
         self.skip = nn.Conv1d(in_dim, out_dim, 1) if in_dim != out_dim else nn.Identity()
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
@@ -94,7 +81,6 @@ class TemporalUnet(nn.Module):
         transition_dim: D, channels of a trajectory.
         dim: width of the first level, a multiple of 8.
         dim_mults: width of each level in multiples of ``dim``; each level but the last halves H.
-        kernel_size: of the convolutions, odd.
         attention: linear attention at every level and in the middle.
         cond_dim: width of a condition, or of its embedding, which joins the step's; 0 for none.
         film: they scale and shift the features instead of being added to them.
@@ -106,7 +92,6 @@ class TemporalUnet(nn.Module):
         *,
         dim: int = 32,
         dim_mults: Sequence[int] = (1, 2, 4, 8),
-        kernel_size: int = 5,
         attention: bool = False,
         cond_dim: int = 0,
         film: bool = False,
@@ -114,27 +99,26 @@ class TemporalUnet(nn.Module):
         super().__init__()
         if dim % 8:
             raise InputError(f"{dim=} must be a multiple of 8, the number of normalised groups.")
-        if kernel_size % 2 == 0:
-            raise InputError(f"{kernel_size=} must be odd.")
         self.embed = embed_step(dim)
 
         def block(in_dim: int, out_dim: int) -> ResidualBlock:
-            return ResidualBlock(
-                in_dim, out_dim, embed_dim=dim + cond_dim, kernel_size=kernel_size, film=film
-            )
+            return ResidualBlock(in_dim, out_dim, embed_dim=dim + cond_dim, film=film)
 
         def attend(dim: int) -> nn.Module:
             return LinearAttention(dim) if attention else nn.Identity()
+
+        def halve(dim: int, *, last: bool) -> nn.Module:
+            return nn.Identity() if last else nn.Conv1d(dim, dim, 3, 2, 1)
 
         dims = [transition_dim, *(dim * m for m in dim_mults)]
         levels = list(pairwise(dims))
         self.down = nn.ModuleList(
             nn.ModuleList(
-                [block(i, o), block(o, o), attend(o), _downsample(o, last=index == len(levels))]
+                [block(i, o), block(o, o), attend(o), halve(o, last=index == len(levels))]
             )
             for index, (i, o) in enumerate(levels, 1)
         )
-        last = dims[-1]
+        first, last = dims[1], dims[-1]
         self.middle = nn.ModuleList([block(last, last), attend(last), block(last, last)])
         self.up = nn.ModuleList(
             nn.ModuleList(
@@ -142,10 +126,7 @@ class TemporalUnet(nn.Module):
             )
             for i, o in reversed(levels[1:])
         )
-        self.head = nn.Sequential(
-            ConvBlock(dims[1], dims[1], kernel_size=kernel_size),
-            nn.Conv1d(dims[1], transition_dim, 1),
-        )
+        self.head = nn.Sequential(conv_block(first, first), nn.Conv1d(first, transition_dim, 1))
 
     def forward(self, x: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
         """Trajectories (B, H, D) at steps (B,), conditions (B, cond_dim) -> prediction (B, H, D)."""
@@ -164,10 +145,6 @@ class TemporalUnet(nn.Module):
             h = torch.cat([h, skips.pop()], 1)
             h = upsample(attend(second(first(h, embedding), embedding)))
         return self.head(h).transpose(1, 2)
-
-
-def _downsample(dim: int, *, last: bool) -> nn.Module:
-    return nn.Identity() if last else nn.Conv1d(dim, dim, 3, 2, 1)
 
 
 def check_horizon(horizon: int, dim_mults: Sequence[int]) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from diffrl_lightning.nets.activations import Mish
+from diffrl_lightning.nets.activations import Mish, chain
 from diffrl_lightning.nets.embeddings import SinusoidalEmbedding, StepEmbedding, embed_step
 from diffrl_lightning.types import InputError
 
@@ -14,27 +16,23 @@ from diffrl_lightning.types import InputError
 class DiTBlock(nn.Module):
     """Self-attention and an MLP, each scaled, shifted and gated by the embedding (adaLN-Zero)."""
 
-    def __init__(self, dim: int, *, num_heads: int, mlp_ratio: int = 4) -> None:
+    def __init__(self, dim: int, *, num_heads: int) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.norm_attention = nn.LayerNorm(dim, elementwise_affine=False)
         self.norm_mlp = nn.LayerNorm(dim, elementwise_affine=False)
         self.qkv = nn.Linear(dim, 3 * dim)
         self.out = nn.Linear(dim, dim)
-        self.mlp = nn.Sequential(
-            nn.Linear(dim, mlp_ratio * dim),
-            nn.GELU(approximate="tanh"),
-            nn.Linear(mlp_ratio * dim, dim),
-        )
+        self.mlp = chain(dim, 4 * dim, dim, activation=partial(nn.GELU, approximate="tanh"))
         self.modulation = nn.Sequential(nn.SiLU(), _zero(nn.Linear(dim, 6 * dim)))
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         """(B, H, C), (B, C) -> (B, H, C)."""
-        shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = self.modulation(embedding)[
-            :, None
-        ].chunk(6, -1)
+        attention, mlp = self.modulation(embedding)[:, None].chunk(2, -1)
+        shift, scale, gate = attention.chunk(3, -1)
         x = x + gate * self._attend(self.norm_attention(x) * (1 + scale) + shift)
-        return x + mlp_gate * self.mlp(self.norm_mlp(x) * (1 + mlp_scale) + mlp_shift)
+        shift, scale, gate = mlp.chunk(3, -1)
+        return x + gate * self.mlp(self.norm_mlp(x) * (1 + scale) + shift)
 
     def _attend(self, x: Tensor) -> Tensor:
         heads = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
@@ -52,9 +50,6 @@ class DiT1d(nn.Module):
         depth: number of blocks.
         num_heads: heads of the attention.
         cond_dim: width of a condition's embedding, which is added to the step's; 0 for none.
-
-    Raises:
-        InputError: if the heads do not divide the width.
     """
 
     def __init__(
@@ -105,9 +100,6 @@ class ActionTransformer(nn.Module):
         depth: decoder layers.
         num_heads: heads of the attention.
         dropout: chance that an entry is dropped in the layers.
-
-    Raises:
-        InputError: if the heads do not divide the width.
     """
 
     def __init__(
@@ -117,27 +109,26 @@ class ActionTransformer(nn.Module):
         horizon: int,
         observation_dim: int,
         n_obs_steps: int,
-        dim: int = 256,
-        depth: int = 8,
-        num_heads: int = 4,
+        dim: int,
+        depth: int,
+        num_heads: int,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        if num_heads < 1 or dim % num_heads or dim % 2:
-            raise InputError(f"{dim=} must be even and a multiple of {num_heads=}.")
+        _check_heads(dim, num_heads)
         self.n_obs_steps = n_obs_steps
         self.embed_t = SinusoidalEmbedding(dim)
         self.embed_x = nn.Linear(action_dim, dim)
         self.embed_observation = nn.Linear(observation_dim, dim)
         self.position = nn.Parameter(torch.zeros(horizon, dim))
         self.memory_position = nn.Parameter(torch.zeros(1 + n_obs_steps, dim))
-        self.encoder = nn.Sequential(nn.Linear(dim, 4 * dim), Mish(), nn.Linear(4 * dim, dim))
+        self.encoder = chain(dim, 4 * dim, dim, activation=Mish)
         layer = nn.TransformerDecoderLayer(
             dim, num_heads, 4 * dim, dropout, "gelu", batch_first=True, norm_first=True
         )
         self.decoder = nn.TransformerDecoder(layer, depth)
         self.head = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, action_dim))
-        self.apply(_begin_small)
+        self.apply(_init_small)
         for position in (self.position, self.memory_position):
             nn.init.normal_(position, std=0.02)
         step, token = torch.arange(horizon)[:, None], torch.arange(1 + n_obs_steps)
@@ -154,44 +145,39 @@ class ActionTransformer(nn.Module):
             self.encoder(memory + self.memory_position),
             tgt_mask=self.hidden,
             memory_mask=self.memory_hidden,
-            tgt_is_causal=True,  # else it would look, and wait for the device
+            tgt_is_causal=True,  # detecting it would synchronise with the device
         )
         return self.head(h)
 
 
 class StepTransformer(nn.Module):
-    """A causal transformer over the steps of a trajectory, with something given at each of them.
+    """A causal transformer over the steps of a trajectory, conditioned at each step.
 
     Positions and the noise level are sines and cosines, added to every token.
 
     Args:
-        transition_dim: D, what is denoised of a step.
-        cond_dim: C, what is given of it.
+        transition_dim: D, channels that are denoised.
+        cond_dim: C, channels of the condition.
         dim: width.
         depth: layers.
         num_heads: heads of the attention.
-
-    Raises:
-        InputError: if the heads do not divide the width.
     """
 
     def __init__(
         self, transition_dim: int, *, cond_dim: int, dim: int, depth: int, num_heads: int
     ) -> None:
         super().__init__()
-        if dim < 4 or num_heads < 1 or dim % num_heads or dim % 2:
-            raise InputError(f"{dim=} must be even, at least 4 and a multiple of {num_heads=}.")
+        _check_heads(dim, num_heads)
         self.position = SinusoidalEmbedding(dim)
-        self.embed_level = StepEmbedding(
-            SinusoidalEmbedding(dim), nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, dim)
-        )
+        layers = chain(dim, dim, dim, activation=nn.GELU)
+        self.embed_level = StepEmbedding(SinusoidalEmbedding(dim), *layers)
         self.embed_x = nn.Linear(transition_dim + cond_dim, dim)
         layer = nn.TransformerEncoderLayer(
             dim, num_heads, 4 * dim, 0.0, "gelu", batch_first=True, norm_first=True
         )
         self.encoder = nn.TransformerEncoder(layer, depth, enable_nested_tensor=False)
         self.head = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, transition_dim))
-        self.apply(_begin_small)
+        self.apply(_init_small)
 
     def forward(self, x: Tensor, t: Tensor, cond: Tensor) -> Tensor:
         """(B, H, D) at steps (B,), given (B, H, C) -> (B, H, D)."""
@@ -203,7 +189,12 @@ class StepTransformer(nn.Module):
         return self.head(self.encoder(h, mask=hidden, is_causal=True))
 
 
-def _begin_small(module: nn.Module) -> None:
+def _check_heads(dim: int, num_heads: int) -> None:
+    if dim < 4 or num_heads < 1 or dim % num_heads or dim % 2:
+        raise InputError(f"{dim=} must be even, at least 4 and a multiple of {num_heads=}.")
+
+
+def _init_small(module: nn.Module) -> None:
     if isinstance(module, nn.Linear):
         nn.init.normal_(module.weight, std=0.02)
         if module.bias is not None:

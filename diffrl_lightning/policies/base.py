@@ -1,4 +1,4 @@
-"""What all policies share: the noise, the history and the clock of each environment."""
+"""Noise, history, clock and last decision of each environment, for every policy."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from diffrl_lightning.types import InputError
+from diffrl_lightning.types import at_least
 
 
 class BatchPolicy:
@@ -19,9 +19,6 @@ class BatchPolicy:
         stride: environment steps from one of them to the next.
         device: where decisions are made.
         dtype: of the states that they are made from.
-
-    Raises:
-        InputError: if an argument is out of range.
     """
 
     def __init__(
@@ -33,11 +30,11 @@ class BatchPolicy:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        if n_obs_steps < 1:
-            raise InputError(f"{n_obs_steps=} must be at least 1.")
+        at_least(1, n_obs_steps=n_obs_steps)
         self.observation_dim, self.n_obs_steps, self.stride = observation_dim, n_obs_steps, stride
         self.device, self.dtype = torch.device(device), dtype
         self._history = torch.zeros(0, 0, 0)  # (N, (C - 1) * stride + 1, O)
+        self._kept: list[Tensor] = []  # the last decisions (N, ...), in their parts
         self._age = torch.zeros(0, dtype=torch.long)  # steps since the last decision; -1 before one
         self._clock = torch.zeros(0, dtype=torch.long)  # steps since the episode began
         self._generators: list[torch.Generator] = []
@@ -45,7 +42,7 @@ class BatchPolicy:
     def reset(self, mask: Tensor, seeds: Sequence[int] | None = None) -> None:
         """Forget the past where an episode begins, and reseed its noise."""
         if len(self._age) != len(mask):
-            self._history = torch.zeros(0, 0, 0)
+            self._history, self._kept = torch.zeros(0, 0, 0), []
             self._age = torch.full((len(mask),), -1)
             self._clock = torch.zeros(len(mask), dtype=torch.long)
             self._generators = [torch.Generator() for _ in mask]
@@ -72,7 +69,7 @@ class BatchPolicy:
         self._history[begins] = states[begins, None]
 
     def _due(self, every: int | None) -> Tensor:
-        """Which environments (N,) bool want a decision, that are to have one every so many steps."""
+        """Which environments (N,) bool need a decision; by default only at an episode's start."""
         due = self._age < 0
         return due if every is None else due | (self._age >= every)
 
@@ -83,11 +80,24 @@ class BatchPolicy:
             states = self._history[rows, :: self.stride]
         return states.to(self.device, self.dtype)
 
+    def _goals(self, observations: Tensor, rows: Tensor) -> Tensor | None:
+        """Goals (M, G) of these rows, None where there is none."""
+        goals = observations[rows, self.observation_dim :].to(self.device, self.dtype)
+        return goals if goals.shape[1] else None
+
+    def _keep(self, rows: Tensor, *decision: Tensor) -> None:
+        """Take in the parts (M, ...) of a decision for these rows."""
+        if not self._kept:
+            self._kept = [part.new_zeros(len(self._age), *part.shape[1:]) for part in decision]
+        for kept, part in zip(self._kept, decision, strict=True):
+            kept[rows.to(kept.device)] = part
+        self._age[rows] = 0
+
     def _noise(self, rows: Tensor) -> list[torch.Generator]:
         """The generators of these rows."""
         return [self._generators[i] for i in rows.tolist()]
 
     def _tick(self) -> None:
-        """A step has passed."""
+        """Count a step."""
         self._age += 1
         self._clock += 1

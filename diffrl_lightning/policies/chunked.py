@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from diffrl_lightning.policies.base import BatchPolicy
-from diffrl_lightning.types import Generators, InputError
+from diffrl_lightning.types import Generators, at_least
 
 
 class ChunkFn(Protocol):
-    """Decides; what a module lends to its policy."""
+    """A role's ``decide`` with its way to act bound."""
 
     def __call__(self, states: Tensor, *, generator: Generators) -> Tensor:
         """Chunks of actions from now on (N, K, A) for states (N, O), or the last C (N, C, O)."""
@@ -24,18 +24,13 @@ class ChunkedPolicy(BatchPolicy):
     Args:
         decide: makes the chunks.
         n_action_steps: actions that are played of a chunk; 1 decides at every step.
-        options: those of :class:`BatchPolicy`.
-
-    Raises:
-        InputError: if an argument is out of range.
+        options: keywords of :class:`BatchPolicy`.
     """
 
     def __init__(self, decide: ChunkFn, *, n_action_steps: int = 1, **options: Any) -> None:
         super().__init__(**options)
-        if n_action_steps < 1:
-            raise InputError(f"{n_action_steps=} must be at least 1.")
+        at_least(1, n_action_steps=n_action_steps)
         self.decide, self.n_action_steps = decide, n_action_steps
-        self._chunks = torch.zeros(0, 0, 0)  # (N, n_action_steps, A)
 
     @torch.no_grad()
     def act(self, observations: Tensor) -> Tensor:
@@ -45,11 +40,7 @@ class ChunkedPolicy(BatchPolicy):
         if len(rows):
             states = self._states(observations, rows)
             chunks = self.decide(states, generator=self._noise(rows)).float().cpu()
-            if len(self._chunks) != len(observations):
-                n, shape = len(observations), chunks.shape[2:]
-                self._chunks = chunks.new_zeros(n, self.n_action_steps, *shape)
-            self._chunks[rows] = chunks[:, : self.n_action_steps]
-            self._age[rows] = 0
-        actions = self._chunks[torch.arange(len(observations)), self._age]
+            self._keep(rows, chunks[:, : self.n_action_steps])
+        actions = self._kept[0][torch.arange(len(observations)), self._age]
         self._tick()
         return actions

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 import torch
 from torch import Tensor
 
 from diffrl_lightning.policies.base import BatchPolicy
-from diffrl_lightning.types import Generators, InputError
+from diffrl_lightning.types import Generators, InputError, at_least, one_of
 
 Execute = Literal["actions", "states"]
 
@@ -23,7 +23,7 @@ class Plan(NamedTuple):
 
 
 class PlanFn(Protocol):
-    """Makes plans; what a planner's module lends to its policy."""
+    """Makes plans: a role's ``plan`` with its way to act bound."""
 
     def __call__(
         self,
@@ -34,11 +34,15 @@ class PlanFn(Protocol):
         elapsed: Tensor,
         previous: Plan | None,
     ) -> Plan:
-        """Plans from states (N, O) to goals (N, G).
+        """Plans from states (N, O) to goals (N, G), in environment units.
 
-        With ``n_obs_steps`` C > 1 the last C states (N, C, O), the oldest first, a stride apart; before
-        an episode's first step they repeat its first state. ``elapsed`` (N,) counts the plan's steps
-        since an episode's first plan; ``previous`` plans are moved on to now.
+        Args:
+            observations: states (N, O); with ``n_obs_steps`` C > 1 the last C of them (N, C, O), the
+                oldest first, a stride apart; an episode's first state stands for those before it.
+            goals: (N, G), None where the environment has none.
+            generator: source of noise, one for each state.
+            elapsed: steps of a plan (N,) since an episode's first plan.
+            previous: the last plans, shifted to begin now; None without a warm start.
         """
 
 
@@ -52,28 +56,21 @@ class PlannerPolicy(BatchPolicy):
 
     Args:
         plan: makes the plans.
-        observation_dim: O, length of the state; what follows it in an observation is the goal.
-        stride: environment steps from one step of a plan to the next.
         execute: ``actions`` plays the planned actions; ``states`` follows the planned positions with
             the force ``kp (x* - x) + kd (v* - v)``, where the state is (positions, velocities) and the
-            action a force on each position; after the plan's end it holds the last position.
+            action a force on each position; beyond the plan's end the last position is held.
         replan_every: environment steps from one plan to the next; None plans once (open loop).
-        warm_start: begin a new plan from the last one, moved on in time.
-        lookahead: environment steps that the law aims ahead on the plan; it makes up for its lag.
+        warm_start: begin a new plan from the last one, shifted to begin now.
+        lookahead: environment steps that the law aims ahead on the plan, against its lag.
         kp: gain of the position's error.
         kd: gain of the velocity's error.
-        options: ``n_obs_steps``, ``device`` and ``dtype`` of :class:`BatchPolicy`.
-
-    Raises:
-        InputError: if an argument is out of range.
+        options: keywords of :class:`BatchPolicy`; ``stride`` is that of plans too.
     """
 
     def __init__(
         self,
         plan: PlanFn,
         *,
-        observation_dim: int,
-        stride: int = 1,
         execute: Execute = "actions",
         replan_every: int | None = None,
         warm_start: bool = False,
@@ -82,77 +79,61 @@ class PlannerPolicy(BatchPolicy):
         kd: float = 1.0,
         **options: Any,
     ) -> None:
-        super().__init__(observation_dim=observation_dim, stride=stride, **options)
-        if execute not in ("actions", "states"):
-            raise InputError(f"{execute=} is unknown: choose actions or states.")
-        if replan_every is not None and replan_every < 1:
-            raise InputError(f"{replan_every=} must be at least 1, or null for open loop.")
+        super().__init__(**options)
+        one_of(get_args(Execute), execute=execute)
+        at_least(1, replan_every=replan_every)
         if warm_start and replan_every is None:
             raise InputError("warm_start needs replan_every: an open-loop plan has none before it.")
         self.plan = plan
         self.execute, self.replan_every, self.warm_start = execute, replan_every, warm_start
         self.lookahead, self.kp, self.kd = lookahead, kp, kd
         self.new_plans: list[tuple[Tensor, Plan]] = []  # rows (M,) and their plans, just made
-        self._plan: Plan | None = None
 
     def act(self, observations: Tensor) -> Tensor:
         """Observations (N, O + G) -> actions (N, A)."""
         self._observe(observations)
         due = self._due(self.replan_every)
-        # Those with a plan to start from apart from those without: so an episode does not depend on
-        # what its neighbours do.
+        # Warm starts are batched apart from cold ones, so that an episode does not depend on what its
+        # neighbours do.
         warm = due & (self._age >= 0) & torch.tensor(self.warm_start)
         groups = [mask.nonzero()[:, 0] for mask in (due & ~warm, warm) if mask.any()]
         self.new_plans = [(rows, self._replan(observations, rows)) for rows in groups]
-        assert self._plan is not None
-        action = self._track(observations) if self.execute == "states" else self._played()
+        action = self._track(observations) if self.execute == "states" else self._planned_actions()
         self._tick()
         return action
 
     def _replan(self, observations: Tensor, rows: Tensor) -> Plan:
         """Plan for some environments."""
-        goals = observations[rows, self.observation_dim :].to(self.device, self.dtype)
-        elapsed = torch.div(self._clock[rows], self.stride, rounding_mode="floor")
-        made = self.plan(
+        plan = self.plan(
             self._states(observations, rows),
-            goals if goals.shape[1] else None,
+            self._goals(observations, rows),
             generator=self._noise(rows),
-            elapsed=elapsed.to(self.device),
+            elapsed=(self._clock[rows] // self.stride).to(self.device),
             previous=self._previous(rows),
         )
-        plan = made._replace(
-            observations=made.observations.float().cpu(), actions=made.actions.float().cpu()
-        )
-        n = len(observations)
-        if self._plan is None or len(self._plan.actions) != n:
-            parts = (plan.observations, plan.actions)
-            self._plan = Plan(*(part.new_zeros(n, *part.shape[1:]) for part in parts))
-        self._plan.observations[rows] = plan.observations
-        self._plan.actions[rows] = plan.actions
-        self._age[rows] = 0
-        return plan
+        states, actions = plan.observations.float().cpu(), plan.actions.float().cpu()
+        self._keep(rows, states, actions)
+        return plan._replace(observations=states, actions=actions)
 
     def _previous(self, rows: Tensor) -> Plan | None:
-        """The last plans of these rows moved on to now; None where they have none."""
-        if not self.warm_start or self._plan is None or bool((self._age[rows] < 0).any()):
+        """The last plans of these rows, shifted to begin now; None where they have none."""
+        if not self.warm_start or bool((self._age[rows] < 0).any()):
             return None
-        horizon = self._plan.observations.shape[1]
-        shift = torch.div(self._age[rows], self.stride, rounding_mode="floor")
+        horizon = self._kept[0].shape[1]
+        shift = self._age[rows] // self.stride
         steps = (torch.arange(horizon) + shift[:, None]).clamp_max(horizon - 1)
-        parts = (self._plan.observations, self._plan.actions)
-        moved = (part[rows[:, None], steps].to(self.device, self.dtype) for part in parts)
-        return Plan(*moved)
+        parts = (part[rows[:, None], steps] for part in self._kept)
+        return Plan(*(part.to(self.device, self.dtype) for part in parts))
 
-    def _played(self) -> Tensor:
-        assert self._plan is not None
-        actions = self._plan.actions
-        step = torch.div(self._age, self.stride, rounding_mode="floor")
-        return actions[torch.arange(len(actions)), step.clamp_max(actions.shape[1] - 1)]
+    def _planned_actions(self) -> Tensor:
+        """The actions (N, A) of each plan's current step."""
+        _, actions = self._kept
+        step = (self._age // self.stride).clamp_max(actions.shape[1] - 1)
+        return actions[torch.arange(len(actions)), step]
 
     def _track(self, observations: Tensor) -> Tensor:
         """PD law towards the planned state ``lookahead`` environment steps ahead."""
-        assert self._plan is not None
-        states = self._plan.observations
+        states, _ = self._kept
         rows, last = torch.arange(len(states)), states.shape[1] - 1
         position = (self._age + self.lookahead) / self.stride
         low = position.long().clamp_max(last)

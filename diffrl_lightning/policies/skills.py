@@ -8,18 +8,18 @@ import torch
 from torch import Tensor
 
 from diffrl_lightning.policies.base import BatchPolicy
-from diffrl_lightning.types import Generators, InputError
+from diffrl_lightning.types import Generators, within
 
 
 class ChooseFn(Protocol):
-    """Chooses skills; what a module lends to its policy."""
+    """A role's ``choose`` with its way to act bound."""
 
     def __call__(self, states: Tensor, goals: Tensor | None, *, generator: Generators) -> Tensor:
         """Skills (N, D) in states (N, O), for goals (N, G)."""
 
 
 class DecodeFn(Protocol):
-    """Acts by skills; what a module lends to its policy."""
+    """A role's ``decode``, the low-level policy."""
 
     def __call__(
         self, states: Tensor, skills: Tensor, steps: Tensor, *, generator: Generators
@@ -33,23 +33,26 @@ class SkillPolicy(BatchPolicy):
     Unlike a chunk of actions a skill sees every state that it leads to.
 
     Args:
-        choose: chooses skills.
-        decode: acts by them.
-        n_action_steps: steps that a skill acts for.
-        options: those of :class:`BatchPolicy`.
-
-    Raises:
-        InputError: if an argument is out of range.
+        choose: the high-level policy.
+        decode: the low-level policy, given a skill.
+        horizon: H, steps of a skill as it was learned.
+        n_action_steps: steps that a skill acts for; default H.
+        options: keywords of :class:`BatchPolicy`.
     """
 
     def __init__(
-        self, choose: ChooseFn, decode: DecodeFn, *, n_action_steps: int, **options: Any
+        self,
+        choose: ChooseFn,
+        decode: DecodeFn,
+        *,
+        horizon: int,
+        n_action_steps: int | None = None,
+        **options: Any,
     ) -> None:
         super().__init__(**options)
-        if n_action_steps < 1:
-            raise InputError(f"{n_action_steps=} must be at least 1.")
-        self.choose, self.decode, self.n_action_steps = choose, decode, n_action_steps
-        self._skills = torch.zeros(0, 0)  # (N, D)
+        within(1, horizon, n_action_steps=n_action_steps)
+        self.choose, self.decode = choose, decode
+        self.n_action_steps = horizon if n_action_steps is None else n_action_steps
 
     @torch.no_grad()
     def act(self, observations: Tensor) -> Tensor:
@@ -58,19 +61,11 @@ class SkillPolicy(BatchPolicy):
         everyone = torch.arange(len(observations))
         rows = self._due(self.n_action_steps).nonzero()[:, 0]
         if len(rows):
-            goals = observations[rows, self.observation_dim :].to(self.device, self.dtype)
-            chosen = self.choose(
-                self._states(observations, rows),
-                goals if goals.shape[1] else None,
-                generator=self._noise(rows),
-            )
-            if len(self._skills) != len(observations):
-                self._skills = chosen.new_zeros(len(observations), chosen.shape[1])
-            self._skills[rows.to(chosen.device)] = chosen
-            self._age[rows] = 0
+            states, goals = self._states(observations, rows), self._goals(observations, rows)
+            self._keep(rows, self.choose(states, goals, generator=self._noise(rows)))
         actions = self.decode(
             self._states(observations, everyone),
-            self._skills,
+            self._kept[0],
             self._age.to(self.device),
             generator=self._noise(everyone),
         )

@@ -13,8 +13,9 @@ import torch
 from torch.utils.data import default_collate
 
 from diffrl_lightning import IDQL, Diffuser, DiffusionQL, SequenceData, TrajectoryValue
-from diffrl_lightning.data import Windows, sources
+from diffrl_lightning.data import Windows
 from diffrl_lightning.data.episodes import Episodes
+from diffrl_lightning.data.sources import SourceOptions, d4rl
 
 
 def episodes(count=200, length=1000, observation_dim=11, action_dim=3):
@@ -66,7 +67,7 @@ def test_whole_batches_against_per_item_collate(benchmark):
 def test_real_file_is_ready(benchmark, shared_data):
     """Reading 200,000 steps from HDF5."""
     path = str(shared_data / "hopper-medium.hdf5")
-    data = benchmark(sources.load, path, sources.SourceOptions())
+    data = benchmark(d4rl.load, path, SourceOptions())
     assert data.num_steps == 200_000
 
 
@@ -95,7 +96,7 @@ def raw_loop(module, data, steps):
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        module.ema.update(module.denoiser, step + 1)
+        module.ema.update(step + 1)
     return (time.perf_counter() - begin) / (steps - 10)
 
 
@@ -213,8 +214,8 @@ def test_update_and_action_of_a_policy(benchmark, unit, role, kwargs):
         for group in module.param_groups():
             torch.nn.utils.clip_grad_norm_(group["params"], 9.0)
         optimizer.step()
-        for ema, net in module.averaged():
-            ema.update(net, 5000)
+        for ema in module.averages():
+            ema.update(5000)
 
     updates = in_units(unit, update, 7)
     benchmark(update)

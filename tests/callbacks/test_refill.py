@@ -5,9 +5,9 @@ import pytest
 import torch
 from modules.role_tester import quiet_trainer
 
-from diffrl_lightning import TD3BC, DataSynthesizer, InputError, TransitionData
+from diffrl_lightning import TD3BC, DataSynthesizer, InputError, SynthesisSampling, TransitionData
 from diffrl_lightning.callbacks import Refill
-from diffrl_lightning.data import ReplayData, TransitionBuffer
+from diffrl_lightning.data import ReplayData
 
 TINY = {"hidden_dim": 32, "num_blocks": 1, "embed_dim": 16}
 
@@ -31,22 +31,22 @@ class World(pl.Callback):
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         step = trainer.global_step
-        trainer.datamodule.real.add(rows(50, 0.0 if step < 10 else 20.0, step))
+        trainer.datamodule.buffer.add(rows(50, 0.0 if step < 10 else 20.0, step))
         synthetic = trainer.datamodule.synthetic
         self.sizes.append(len(synthetic))
         if len(synthetic):
-            self.means.append(float(synthetic[torch.arange(len(synthetic))]["observations"].mean()))
+            self.means.append(float(synthetic.values("observations").mean()))
 
 
 def replay():
     data = ReplayData(3, 1, capacity=5000, synthetic_capacity=400, batch_size=32)
-    data.real.add(rows(50, 0.0, 99))
+    data.buffer.add(rows(50, 0.0, 99))
     return data
 
 
 def refill(**kwargs):
     options = {"every_n_steps": 10, "num_updates": 60, "num_samples": 300, "chunk_size": 128}
-    sampling = {"num_inference_steps": 15}
+    sampling = SynthesisSampling(num_inference_steps=15)
     return Refill(DataSynthesizer(3, 1, **TINY), **(options | {"sampling": sampling} | kwargs))
 
 
@@ -81,35 +81,6 @@ def test_an_interrupted_run_goes_on_as_if_it_were_not(tmp_path):
         torch.testing.assert_close(a, b, rtol=0, atol=0)
     for name, array in whole.synthetic.arrays.items():
         torch.testing.assert_close(resumed.synthetic.arrays[name], array, rtol=0, atol=0)
-
-
-def test_batches_are_mixed_as_asked_and_all_real_until_there_is_enough():
-    data = ReplayData(3, 1, synthetic_share=0.25, batch_size=32, capacity=100)
-    with pytest.raises(InputError, match="no transitions yet"):
-        data.batch(0)
-    data.real.add(rows(60, 0.0, 0))
-    data.synthetic.add(rows(7, 100.0, 1))
-    assert (data.batch(0)["observations"] < 50).all()
-    data.synthetic.add(rows(1, 100.0, 2))
-    assert (data.batch(0)["observations"][:, 0] > 50).sum() == 8
-    torch.testing.assert_close(data.batch(3), data.batch(3))
-
-
-def test_a_full_buffer_drops_the_oldest():
-    buffer = TransitionBuffer(10, 3, 1)
-    for i in range(4):
-        buffer.add(rows(4, 0.0, 0) | {"rewards": torch.full((4,), float(i))})
-    assert sorted(buffer[torch.arange(10)]["rewards"].tolist()) == [1, 1, 2, 2, 2, 2, 3, 3, 3, 3]
-    buffer.add(rows(25, 0.0, 1) | {"rewards": torch.arange(25.0)})
-    assert set(buffer[torch.arange(10)]["rewards"].tolist()) == set(range(15, 25))
-    with pytest.raises(InputError, match="rewards of new transitions"):
-        buffer.add(rows(1, 0.0, 0) | {"rewards": torch.tensor([torch.nan])})
-    assert len(buffer) == 10
-    assert buffer.added == 41
-    state = TransitionBuffer(1000, 3, 1).state_dict()
-    assert state["observations"].untyped_storage().nbytes() == 0
-    with pytest.raises(InputError, match="same capacity"):
-        buffer.load_state_dict(state)
 
 
 def test_what_can_not_be_refilled_is_refused(tmp_path, pendulum_file):

@@ -6,8 +6,13 @@ from helpers import fit_args
 from modules.role_tester import quiet_trainer, ready
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from diffrl_lightning import DataSynthesizer, InputError, SampleReport, TransitionData
-from diffrl_lightning.callbacks.sample_report import joined_rows, steps_of
+from diffrl_lightning import (
+    DataSynthesizer,
+    InputError,
+    SampleReport,
+    SynthesisSampling,
+    TransitionData,
+)
 from diffrl_lightning.cli import main
 
 
@@ -38,11 +43,13 @@ def test_perfect_samples_score_1(tmp_path, pendulum_file):
     assert trainer.callback_metrics["val/correlation"] == pytest.approx(1)
 
 
-def test_rows_of_trajectories():
-    batch = {"observations": torch.rand(4, 5, 3), "actions": torch.rand(4, 5, 1)}
-    rows = joined_rows(steps_of(batch | {"rewards": torch.rand(4, 5), "returns": torch.rand(4)}))
-    assert rows.shape == (20, 5)
-    assert torch.equal(rows[6, :3], batch["observations"][1, 1])
+def test_ways_to_sample_are_refused_before_training(tmp_path, pendulum_file):
+    report = SampleReport(sampling=SynthesisSampling(sampler="heun"))
+    module = DataSynthesizer(3, 1, process="ddpm", hidden_dim=8, num_blocks=1, embed_dim=8)
+    with pytest.raises(InputError, match="sampler=heun needs"):
+        quiet_trainer(tmp_path, max_steps=1, callbacks=[report]).fit(
+            module, TransitionData(str(pendulum_file))
+        )
 
 
 def test_too_few_samples_are_refused():

@@ -17,10 +17,12 @@ from modules.role_tester import quiet_trainer, ready
 
 from diffrl_lightning import (
     DataSynthesizer,
-    DiffusionModule,
+    GaussianActing,
     InputError,
+    Role,
     SampleWriter,
     SequenceData,
+    SynthesisSampling,
     TrajectorySynthesizer,
     TransitionData,
 )
@@ -85,16 +87,18 @@ def test_a_file_that_everyone_reads(tmp_path, monkeypatch, pendulum_file, checkp
         np.testing.assert_array_equal(batch[name], arrays[name])
     np.testing.assert_array_equal(batch["terminations"], arrays["terminals"])
 
-    module = DiffusionModule.load_from_checkpoint(checkpoint)
+    module = Role.load_from_checkpoint(checkpoint)
     entropy = int(np.random.SeedSequence([3, 2]).generate_state(1)[0])
     last = module.sample(50, generator=torch.Generator().manual_seed(entropy))
     np.testing.assert_array_equal(arrays["observations"][200:], last["observations"])
 
 
+@pytest.mark.slow
 def test_two_processes_killed_and_resumed(tmp_path, monkeypatch, pendulum_file, checkpoint):
     """The same rows as one process draws without a break."""
     monkeypatch.chdir(tmp_path)
     slow = ("--synthesis.num_samples=390", "--synthesis.shard_size=20")
+    slow += ("--synthesis.sampling=SynthesisSampling",)
     slow += ("--synthesis.sampling.num_inference_steps=601",)
     main(predict_args(pendulum_file, checkpoint, "whole.hdf5", *slow))
 
@@ -189,13 +193,20 @@ def test_trajectories_make_episodes(tmp_path, pendulum_file):
     )
 
 
+def test_predict_needs_an_output(tmp_path, pendulum_file):
+    with pytest.raises(InputError, match=r"say where with synthesis\.output"):
+        quiet_trainer(tmp_path).predict(
+            DataSynthesizer(3, 1, **SMALL), datamodule=TransitionData(str(pendulum_file))
+        )
+
+
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
         ({"output": "new.csv"}, "neither a file that ends in .hdf5 nor a Minari id"),
         ({"output": "a-v0", "num_samples": 2_000_000}, "write a file that ends in .hdf5"),
-        ({"output": "a.hdf5", "sampling": {"speed": 3}}, "unexpected keyword argument 'speed'"),
-        ({"output": "a.hdf5", "sampling": {"num_inference_steps": 4}}, "must be odd"),
+        ({"output": "a.hdf5", "sampling": GaussianActing()}, "use SynthesisSampling"),
+        ({"output": "a.hdf5", "sampling": SynthesisSampling(num_inference_steps=4)}, "must be odd"),
         ({"num_samples": 0}, "must be at least 1"),
     ],
 )
@@ -206,12 +217,14 @@ def test_bad_input(tmp_path, kwargs, message):
         )
 
 
-def test_values_that_are_not_finite_are_refused(tmp_path, checkpoint):
-    module = DiffusionModule.load_from_checkpoint(checkpoint)
+def test_values_that_are_not_finite_are_refused(tmp_path, pendulum_file, checkpoint):
+    module = Role.load_from_checkpoint(checkpoint)
     torch.nn.init.constant_(module.ema.net.last.bias, torch.nan)
     writer = SampleWriter(str(tmp_path / "new.hdf5"), num_samples=5)
     with pytest.raises(InputError, match="are NaN or infinite"):
-        quiet_trainer(tmp_path, callbacks=[writer]).predict(module)
+        quiet_trainer(tmp_path, callbacks=[writer]).predict(
+            module, datamodule=TransitionData(str(pendulum_file))
+        )
     assert not list((tmp_path / "new.hdf5.parts").glob("*.npz"))
 
 
@@ -232,6 +245,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 """
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_dataset(tmp_path):
     peaks = [
         int(

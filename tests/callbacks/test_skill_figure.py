@@ -8,7 +8,6 @@ from diffrl_lightning import ChunkData, DiffusionQL, InputError, LatentSkills, S
 
 
 def umaze():
-    pytest.importorskip("gymnasium_robotics")
     options = {"generate_steps": 6000, "goal_key": "none", "join_episodes": 40_000}
     return ChunkData("pointmaze/umaze", horizon=24, **options)
 

@@ -1,4 +1,4 @@
-"""Plans outside mazes: what an evaluation keeps of them, and how they are drawn over time."""
+"""Plans outside mazes: what an evaluation keeps of them, and that they are drawn."""
 
 from unittest.mock import patch
 
@@ -8,18 +8,23 @@ import pytest
 import torch
 from gymnasium.vector import AutoresetMode
 from lightning.pytorch.loggers import TensorBoardLogger
-from matplotlib.collections import LineCollection
 from modules.role_tester import quiet_trainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from diffrl_lightning import Diffuser, PlanFigure, Rollout, SequenceData, TrajectoryValue
+from diffrl_lightning import (
+    Diffuser,
+    PlanActing,
+    PlanFigure,
+    Rollout,
+    SequenceData,
+    TrajectoryValue,
+)
 from diffrl_lightning.callbacks import plan_figure
 from diffrl_lightning.callbacks.rollout import roll_out
-from diffrl_lightning.callbacks.trajectory_figure import draw_imagined
 from diffrl_lightning.envs.evaluate import evaluate
 from diffrl_lightning.envs.make import EnvConfig
+from diffrl_lightning.figures.trajectories import draw_imagined
 from diffrl_lightning.policies.planner import Plan
-from diffrl_lightning.types import Episode, PlanSnapshot
 
 SIZE = {"dim": 16, "dim_mults": (1, 2), "num_train_timesteps": 8, "horizon": 8}
 
@@ -84,62 +89,6 @@ def test_of_the_candidates_the_best_and_the_worst_are_kept(made, kept):
     np.testing.assert_array_equal(snapshot.candidates, candidates[order[ranks]])
 
 
-def episode_of(steps, *, horizon=8, stride=1, num_candidates=0, dims=6):
-    """An episode of walks, of which each dimension spreads more than the one before."""
-    rng = np.random.default_rng(0)
-    path = rng.normal(size=(90, dims)).cumsum(0) * 2.0 ** np.arange(dims)
-    snapshots = []
-    for step in steps:
-        shape = (num_candidates, horizon, dims - 2)
-        candidates = rng.normal(size=shape) if num_candidates else None
-        values = np.sort(rng.normal(size=num_candidates)) if num_candidates else None
-        plan = rng.normal(size=(horizon, dims - 2))
-        snapshots.append(PlanSnapshot(step, stride, plan, candidates, values))
-    return Episode(0, 0, length=90, episode_return=-3.5, path=list(path), snapshots=snapshots)
-
-
-def plans_in(axis):
-    """The steps of the plans that a panel shows."""
-    return [line.get_xdata().tolist() for line in axis.lines[1:] if len(line.get_xdata()) > 1]
-
-
-def test_panels_plans_and_candidates():
-    episode = episode_of([0, 20, 40, 60], num_candidates=5)
-    figure = draw_imagined(episode, num_dims=2, num_plans=3)
-    first, second, bar = figure.axes
-    assert [axis.get_ylabel() for axis in (first, second)] == ["observation 2", "observation 3"]
-    assert bar.get_ylabel().startswith("value of candidate")
-    assert "return -3.5" in figure.get_suptitle()
-    for axis, dim in ((first, 2), (second, 3)):
-        executed = np.array(episode.path)[:48, dim]
-        np.testing.assert_array_equal(axis.lines[0].get_ydata(), executed)
-        assert plans_in(axis) == [list(range(k, k + 8)) for k in (0, 20, 40)]
-        np.testing.assert_array_equal(
-            axis.lines[1].get_ydata(), episode.snapshots[0].observations[:, dim]
-        )
-        shaded = [c for c in axis.collections if isinstance(c, LineCollection)]
-        assert [len(c.get_segments()) for c in shaded] == [5, 5, 5]
-        np.testing.assert_array_equal(shaded[1].get_array(), episode.snapshots[1].values)
-        np.testing.assert_array_equal(
-            shaded[1].get_segments()[4][:, 1], episode.snapshots[1].candidates[4, :, dim]
-        )
-    names = [f"x{i}" for i in range(4)]
-    axes = draw_imagined(episode, names=names, window=21).axes
-    assert [axis.get_ylabel() for axis in axes[:-1]] == names
-    assert plans_in(axes[0]) == [list(range(8)), list(range(20, 28))]
-
-
-def test_plans_that_overlap_are_left_out_and_one_is_always_drawn():
-    figure = draw_imagined(episode_of([0, 20, 40, 60], stride=4))
-    assert len(figure.axes) == 4, "and without candidates there is no bar"
-    assert plans_in(figure.axes[0]) == [list(range(0, 32, 4)), list(range(40, 72, 4))]
-    figure = draw_imagined(episode_of([0, 20], horizon=256))
-    assert plans_in(figure.axes[0]) == [list(range(256))]
-    figure = draw_imagined(episode_of([0, 20, 40, 60], horizon=2, dims=3))
-    assert plans_in(figure.axes[0]) == [[0, 1], [20, 21]], "a short plan can still be made out"
-    figure.canvas.draw()
-
-
 @pytest.fixture
 def roles(tmp_path, pendulum_file):
     """A Diffuser, the checkpoint of its value, and their data."""
@@ -182,7 +131,7 @@ def test_the_callback_draws_outside_mazes(roles, tmp_path, keep_episodes):
     rollout = Rollout(
         num_episodes=2,
         keep_episodes=keep_episodes,
-        policy_kwargs={"value_ckpt": value_ckpt, **POLICY},
+        acting=PlanActing(value_ckpt=value_ckpt, **POLICY),
     )
     trainer = pl.Trainer(
         accelerator="cpu",
@@ -199,10 +148,9 @@ def test_the_callback_draws_outside_mazes(roles, tmp_path, keep_episodes):
 
 
 def test_the_callback_still_draws_mazes(tmp_path):
-    pytest.importorskip("gymnasium_robotics")
     data = SequenceData("pointmaze/umaze", horizon=8, padding="edge", generate_steps=6000)
-    module = Diffuser(4, 2, 2, **SIZE)
-    options = {"num_episodes": 2, "policy_kwargs": {"num_inference_steps": 2}}
+    module = Diffuser(4, 2, goal_dim=2, **SIZE)
+    options = {"num_episodes": 2, "acting": PlanActing(num_inference_steps=2)}
     trainer = quiet_trainer(tmp_path, max_steps=1, callbacks=[Rollout(**options), PlanFigure()])
     with (
         patch.object(plan_figure, "draw_plans", wraps=plan_figure.draw_plans) as draw_plans,

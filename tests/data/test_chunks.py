@@ -28,7 +28,7 @@ def counting(lengths, *, ended, final_observed):
 
 def test_a_chunk_and_what_comes_behind_it():
     data = Chunks(counting([6, 5], ended=[True, False], final_observed=[True, True]), horizon=4)
-    assert len(data) == data.num_chunks == 11
+    assert len(data) == data.num_starts == 11
     batch = data[torch.tensor([0, 4, 6, 9])]
     assert batch["chunks"].tolist() == [0, 4, 6, 9]
     assert batch["steps"].tolist() == [4, 2, 4, 2]
@@ -47,7 +47,7 @@ def test_a_chunk_and_what_comes_behind_it():
 
 def test_a_last_step_without_what_follows_is_left_out_unless_the_episode_ended():
     data = Chunks(counting([6, 5], ended=[True, False], final_observed=[False, False]), horizon=4)
-    assert data.num_chunks == 6 + 4
+    assert data.num_starts == 6 + 4
     batch = data[torch.tensor([2, 3, 9])]
     assert batch["steps"].tolist() == [4, 3, 1]
     assert batch["next_observations"][2, 0] == 1004
@@ -56,7 +56,7 @@ def test_a_last_step_without_what_follows_is_left_out_unless_the_episode_ended()
 
 def test_rewards_are_scaled_and_shifted_where_they_are_real():
     episodes = counting([6], ended=[True], final_observed=[True])
-    data = Chunks(episodes, horizon=4, reward_scale=2.0, reward_shift=1.0)
+    data = Chunks(episodes, horizon=4, reward_map=(2.0, 1.0))
     assert data[torch.tensor(4)]["rewards"].tolist() == [9, 11, 0, 0]
 
 
@@ -65,9 +65,9 @@ def test_goals_are_of_the_discounted_future():
     discount, num_goals = 0.8, 400
     episodes = counting([6, 300], ended=[True, False], final_observed=[True, True])
     data = Chunks(episodes, horizon=4, discount=discount, num_goals=num_goals)
-    assert len(data) == num_goals * data.num_chunks
+    assert len(data) == num_goals * data.num_starts
     for chunk, most in ((1, 5), (6, 300)):
-        batch = data[chunk + data.num_chunks * torch.arange(num_goals)]
+        batch = data[chunk + data.num_starts * torch.arange(num_goals)]
         assert (batch["chunks"] == chunk).all()
         ahead = batch["goal_observations"][:, 0] - batch["observations"][:, 0, 0]
         shares = (ahead[:, None] == torch.arange(1, most + 1)).float().mean(0)

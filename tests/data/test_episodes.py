@@ -104,8 +104,6 @@ def test_concatenate():
     for name in ("observations", "actions", "rewards"):
         parts = [getattr(first, name), getattr(second, name)]
         np.testing.assert_array_equal(getattr(both, name), np.concatenate(parts))
-    with pytest.raises(InputError, match="equal dimensions"):
-        concatenate([first, make(observation_dim=3)])
 
 
 def test_joining_continuous_episodes():
@@ -143,5 +141,5 @@ def test_bad_values_are_named(name, value):
 
 
 def test_unequal_lengths():
-    with pytest.raises(InputError, match="differ in length: 10 steps, but 9 actions"):
+    with pytest.raises(InputError, match="3 episodes of 10 steps need 10 actions, not 9"):
         make(actions=np.zeros((9, 1), np.float32))

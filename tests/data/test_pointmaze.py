@@ -5,9 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-pytest.importorskip("gymnasium_robotics")
-
-from diffrl_lightning.data import SequenceData, pointmaze
+from diffrl_lightning.data import SequenceData
+from diffrl_lightning.data.sources import pointmaze
 from diffrl_lightning.envs.make import EnvConfig
 from diffrl_lightning.envs.pointmaze import Maze
 from diffrl_lightning.types import InputError
@@ -177,8 +176,3 @@ def test_split_is_by_episode_and_repeatable():
         first.episodes.observations[starts[e] + e : ends[e] + e + 1] for e in first.train_indices
     ]
     assert torch.equal(observations[rows], torch.from_numpy(np.concatenate(expected)))
-
-
-def test_environment_must_match(pendulum_file):
-    with pytest.raises(InputError, match="Dataset and environment do not match"):
-        SequenceData(str(pendulum_file), env_id="MountainCarContinuous-v0")

@@ -5,7 +5,7 @@ import torch
 
 from diffrl_lightning.diffusion import (
     GaussianDiffusion,
-    check_sampling,
+    Sampling,
     cosine_betas,
     ddim_sample,
     ddpm_sample,
@@ -20,6 +20,7 @@ from diffrl_lightning.types import InputError
 SAMPLERS = {"ddpm": ddpm_sample, "ddim": ddim_sample, "dpmpp": dpmpp_sample}
 SHAPE = (6, 4, 3)
 LIKE = torch.zeros(1)
+FIVE_STEPS = Sampling(num_inference_steps=5)
 
 
 def process(prediction_type="eps"):
@@ -42,7 +43,6 @@ def test_the_same_as_the_sampler_itself(sampler, dtype, temperature):
     mask = torch.zeros(4, 3, dtype=torch.bool)
     mask[0] = True
     shared = {
-        "num_inference_steps": 5,
         "constraint": inpaint(torch.full(SHAPE, 0.2, dtype=dtype), mask),
         "clip": 0.9,
         "pre_step": lambda x, t: x + 0.01 * t.view(-1, 1, 1),
@@ -52,21 +52,22 @@ def test_the_same_as_the_sampler_itself(sampler, dtype, temperature):
         process(),
         network,
         SHAPE,
+        Sampling(sampler=sampler, num_inference_steps=5, temperature=temperature),
         like=like,
-        sampler=sampler,
-        temperature=temperature,
         generator=seeded(3),
         **shared,
     )
     g = seeded(3)
     x = temperature * torch.randn(SHAPE, generator=g, dtype=dtype)
     noise = {"temperature": temperature, "generator": g} if sampler == "ddpm" else {}
-    assert torch.equal(found, SAMPLERS[sampler](process(), network, x, **shared, **noise))
+    steps = inference_timesteps(20, 5)
+    expected = SAMPLERS[sampler](process(), network, x, timesteps=steps, **shared, **noise)
+    assert torch.equal(found, expected)
     assert found.dtype == dtype
 
 
 def test_all_steps_of_ddim_by_default():
-    found = draw(process(), network, SHAPE, like=LIKE, generator=seeded(0))
+    found = draw(process(), network, SHAPE, Sampling(), like=LIKE, generator=seeded(0))
     start = torch.randn(SHAPE, generator=seeded(0))
     assert torch.equal(found, ddim_sample(process(), network, start))
 
@@ -88,10 +89,8 @@ def test_a_warm_start_is_the_last_evaluations_from_their_noise_level(
         process(),
         watched,
         SHAPE,
+        Sampling(sampler=sampler, num_inference_steps=5, temperature=temperature),
         like=LIKE,
-        sampler=sampler,
-        num_inference_steps=5,
-        temperature=temperature,
         generator=seeded(1),
         previous=previous,
         warm_start_steps=warm_start_steps,
@@ -106,8 +105,7 @@ def test_a_warm_start_is_the_last_evaluations_from_their_noise_level(
 
 def test_a_warm_start_of_no_or_of_all_evaluations_is_afresh():
     def run(**kwargs):
-        return draw(process(), network, SHAPE, like=LIKE, num_inference_steps=5,
-                    generator=seeded(1), **kwargs)  # fmt: skip
+        return draw(process(), network, SHAPE, FIVE_STEPS, like=LIKE, generator=seeded(1), **kwargs)
 
     previous = torch.ones(SHAPE)
     for steps in (0, 5, 9):
@@ -118,8 +116,8 @@ def test_a_warm_start_of_no_or_of_all_evaluations_is_afresh():
 
 def test_a_warm_start_returns_what_the_network_has_settled_on():
     target = torch.linspace(-1, 1, 12).view(1, 4, 3).expand(SHAPE)
-    found = draw(process("x0"), lambda x, t: target, SHAPE, like=LIKE, num_inference_steps=5,
-                 previous=torch.zeros(SHAPE), warm_start_steps=2)  # fmt: skip
+    warm = {"previous": torch.zeros(SHAPE), "warm_start_steps": 2}
+    found = draw(process("x0"), lambda x, t: target, SHAPE, FIVE_STEPS, like=LIKE, **warm)
     torch.testing.assert_close(found, target, atol=1e-6, rtol=0)
 
 
@@ -130,8 +128,11 @@ def test_a_group_of_rows_does_not_depend_on_the_others(sampler, warm):
 
     def run(rows, *seeds):
         kwargs = warm | ({"previous": warm["previous"][:rows]} if warm else {})
-        return draw(process(), network, (rows, 4, 3), like=LIKE, sampler=sampler,
-                    num_inference_steps=5, generator=[*map(seeded, seeds)], **kwargs)  # fmt: skip
+        how = Sampling(sampler=sampler, num_inference_steps=5)
+        generators = [*map(seeded, seeds)]
+        return draw(
+            process(), network, (rows, 4, 3), how, like=LIKE, generator=generators, **kwargs
+        )
 
     together = run(6, 7, 8, 9)
     torch.testing.assert_close(together[2:4], run(2, 8))
@@ -147,22 +148,30 @@ def test_noise_of_groups():
     with pytest.raises(InputError, match="4 generators for a batch of 6: give one a row"):
         randn((6, 2), generator=seeded(1, 2, 3, 4), like=LIKE)
     with pytest.raises(InputError, match="12 generators for a batch of 6"):
-        draw(process(), network, SHAPE, like=LIKE, generator=seeded(*range(12)))
+        draw(process(), network, SHAPE, Sampling(), like=LIKE, generator=seeded(*range(12)))
 
 
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"sampler": "euler"}, "sampler='euler' is unknown: choose ddpm, ddim or dpmpp"),
-        ({"num_inference_steps": 21}, "num_inference_steps=21 must lie between 1 and the 20 steps"),
-        ({"num_inference_steps": 0}, "between 1 and the 20 steps"),
+        ({"sampler": "euler"}, "sampler='euler' is unknown: choose one of ddpm, ddim, dpmpp"),
+        ({"num_inference_steps": 0}, "num_inference_steps=0 must be at least 1"),
+        ({"temperature": -0.5}, "temperature=-0.5 must be at least 0"),
+        ({"temperature": float("nan")}, "temperature=nan must be a number"),
     ],
 )
-def test_bad_input(kwargs, message):
+def test_bad_choices(kwargs, message):
+    with pytest.raises(InputError, match=message):
+        Sampling(**kwargs)
+
+
+def test_more_steps_than_trained_are_refused_before_sampling():
     def network(x, t):
         pytest.fail("sampled before it was refused")
 
+    how = Sampling(num_inference_steps=21)
+    message = "num_inference_steps=21 must lie between 1 and the 20 steps"
     with pytest.raises(InputError, match=message):
-        draw(process(), network, SHAPE, like=LIKE, **kwargs)
+        draw(process(), network, SHAPE, how, like=LIKE)
     with pytest.raises(InputError, match=message):
-        check_sampling(process(), **({"sampler": "ddim", "num_inference_steps": None} | kwargs))
+        how.timesteps(process())

@@ -7,11 +7,14 @@ from torch.distributions import Categorical, MixtureSameFamily, MultivariateNorm
 
 from diffrl_lightning.diffusion import (
     GaussianDiffusion,
+    GuidedSampling,
     classifier_free,
     compose,
+    compose_conditions,
     cosine_betas,
     ddim_sample,
     ddpm_sample,
+    inference_timesteps,
     inpaint,
     value_guided,
 )
@@ -53,6 +56,18 @@ def test_composition_and_negation():
         compose(null, [cond], [])
 
 
+def test_named_conditions_compose():
+    def net(x, t, conditions):
+        return x * (1 + sum(conditions.values()))
+
+    expected = X + 1.5 * 2.0 * X - 0.5 * 3.0 * X
+    found = compose_conditions(net, [({"a": 2.0}, 1.5), ({"b": 3.0}, -0.5)])(X, TIME)
+    torch.testing.assert_close(found, expected)
+    assert torch.equal(compose_conditions(net, [({"a": 2.0}, 1.0)])(X, TIME), net(X, 0, {"a": 2.0}))
+    assert torch.equal(compose_conditions(net, [({"a": 2.0}, 0.0)])(X, TIME), X)
+    assert torch.equal(compose_conditions(net, [])(X, TIME), X)
+
+
 def test_composition_of_gaussian_experts_is_their_product():
     """Scores add: two shifts of a unit Gaussian compose to the sum of the shifts."""
     diffusion = GaussianDiffusion(cosine_betas(200))
@@ -72,7 +87,7 @@ def test_composition_of_gaussian_experts_is_their_product():
 
 def test_value_scale_zero_is_exactly_unguided():
     diffusion = GaussianDiffusion(cosine_betas(10))
-    hook = value_guided(lambda x, t: x.sum((1, 2)), diffusion, value_guidance_scale=0.0)
+    hook = value_guided(lambda x, t: x.sum((1, 2)), diffusion, GuidedSampling())
     torch.manual_seed(0)
     guided = ddpm_sample(diffusion, cond, X, pre_step=hook)
     torch.manual_seed(0)
@@ -83,13 +98,8 @@ def test_value_gradient_step():
     """On a quadratic value each step is known: x + scale * var * 2 (goal - x), k times."""
     diffusion = GaussianDiffusion(cosine_betas(10))
     goal = 2.0
-    hook = value_guided(
-        lambda x, t: -(x - goal).square().sum((1, 2)),
-        diffusion,
-        value_guidance_scale=0.1,
-        num_guide_steps=2,
-        stop=3,
-    )
+    how = GuidedSampling(value_guidance_scale=0.1, num_guide_steps=2, guidance_stop=3)
+    hook = value_guided(lambda x, t: -(x - goal).square().sum((1, 2)), diffusion, how)
     t = torch.tensor([2, 3, 5, 9])
     with torch.no_grad():
         moved = hook(X, t)
@@ -106,14 +116,8 @@ def test_value_guidance_raises_the_value_and_keeps_what_is_known():
     known[0] = True
     keep = inpaint(torch.zeros(4, 5, 3), known)
     value = lambda x, t: x[..., 1].sum(1)  # noqa: E731
-    hook = value_guided(
-        value,
-        diffusion,
-        value_guidance_scale=0.5,
-        scale_by_variance=False,
-        num_guide_steps=2,
-        constraint=keep,
-    )
+    how = GuidedSampling(value_guidance_scale=0.5, scale_by_variance=False, guidance_stop=0)
+    hook = value_guided(value, diffusion, how, constraint=keep)
     denoise = lambda x, t: diffusion.signal_noise(t, x.ndim)[1] * x  # noqa: E731
     guided = ddim_sample(diffusion, denoise, X, constraint=keep, pre_step=hook)
     plain = ddim_sample(diffusion, denoise, X, constraint=keep)
@@ -173,21 +177,20 @@ def test_a_guided_chain_by_hand(sampler, steps, scale_by_variance):
                 x = x + variance.sqrt() * z.flatten(1)
 
     diffusion = GaussianDiffusion(betas)
-    hook = value_guided(
-        quadratic(q),
-        diffusion,
+    how = GuidedSampling(
         value_guidance_scale=scale,
         num_guide_steps=count,
         scale_by_variance=scale_by_variance,
-        stop=stop,
+        guidance_stop=stop,
     )
+    hook = value_guided(quadratic(q), diffusion, how)
     sample = {"ddpm": ddpm_sample, "ddim": ddim_sample}[sampler]
     kwargs = {"generator": torch.Generator().manual_seed(2)} if sampler == "ddpm" else {}
     found = sample(
         diffusion,
         lambda x, t: exact_eps(x.flatten(1), int(t[0])).view_as(x),
         start,
-        num_inference_steps=steps,
+        timesteps=inference_timesteps(20, steps),
         pre_step=hook,
         **kwargs,
     )
@@ -197,7 +200,8 @@ def test_a_guided_chain_by_hand(sampler, steps, scale_by_variance):
 def test_gradient_steps_are_powers_of_a_matrix():
     _, _, q = linear_quadratic()
     diffusion = GaussianDiffusion(cosine_betas(20))
-    hook = value_guided(quadratic(q), diffusion, value_guidance_scale=0.7, num_guide_steps=3)
+    how = GuidedSampling(value_guidance_scale=0.7, num_guide_steps=3, guidance_stop=0)
+    hook = value_guided(quadratic(q), diffusion, how)
     x = torch.randn(20, 2, 3, dtype=torch.float64)
     moved = hook(x, torch.arange(20))
     for t in range(20):
@@ -214,9 +218,8 @@ def test_value_guidance_without_gradients_leaves_none_behind(mode, sampler):
     torch.manual_seed(0)
     diffusion = GaussianDiffusion(cosine_betas(10))
     denoiser, value = nn.Linear(3, 3), nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 1))
-    hook = value_guided(
-        lambda x, t: value(x).sum((1, 2)), diffusion, value_guidance_scale=2.0, num_guide_steps=2
-    )
+    how = GuidedSampling(value_guidance_scale=2.0, guidance_stop=0)
+    hook = value_guided(lambda x, t: value(x).sum((1, 2)), diffusion, how)
 
     def run(pre_step):
         torch.manual_seed(1)
@@ -319,7 +322,8 @@ def test_conditions_on_either_axis_compose_to_both(sampler, steps):
     def run(denoise):
         g = torch.Generator().manual_seed(0)
         x = torch.randn(5000, 2, generator=g)
-        return sampler(diffusion, denoise, x, num_inference_steps=steps, generator=g)
+        timesteps = inference_timesteps(200, steps)
+        return sampler(diffusion, denoise, x, timesteps=timesteps, generator=g)
 
     # left has share 0.3, up 0.6, independently of one another
     null = expert(0.3 * 0.4, 0.3 * 0.6, 0.7 * 0.4, 0.7 * 0.6)

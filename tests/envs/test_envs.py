@@ -28,12 +28,33 @@ def test_geometry():
 
 
 def test_geometry_agrees_with_the_simulator():
-    pytest.importorskip("gymnasium_robotics")
     env = EnvConfig("PointMaze_Medium-v3").make()
     theirs, ours = env.unwrapped.maze, Maze.of(env)
     for cell in ours.free_cells:
         np.testing.assert_allclose(ours.to_xy(cell), theirs.cell_rowcol_to_xy(cell))
         assert ours.to_cells(ours.to_xy(cell)).tolist() == list(cell)
+
+
+def test_means_of_squares():
+    """Rows run down and columns to the right, as the map is written."""
+    maze = Maze([[1, 1, 1], [1, 0, 0]])
+    xy = maze.to_xy([[1, 1], [1, 1], [1, 2]])
+    means = maze.square_means(xy, np.array([1.0, 3.0, 5.0]))
+    assert means.tolist() == [[None, None, None], [None, 2.0, 5.0]]
+    fine = maze.square_means(xy + 0.25, np.array([1.0, 3.0, 5.0]), squares=2)
+    assert fine.shape == (4, 6)
+    assert fine[2].tolist() == [None, None, None, 2.0, None, 5.0]
+
+
+def test_busy_cells_and_their_occupancy():
+    maze = Maze(UMAZE)
+    cells = [[1, 1]] * 3 + [[3, 3]] * 5 + [[1, 2], [1, 3], [3, 1], [3, 2]]
+    xy = maze.to_xy(cells) + 0.2
+    assert [rows.tolist() for rows in maze.busy_cells(xy, 2)] == [[3, 4, 5, 6, 7], [0, 1, 2]]
+    assert maze.busy_cells(xy, 0) == []
+    assert maze.total_variation(xy, xy[::-1]) == 0
+    assert maze.total_variation(xy[:3], xy[3:]) == 1
+    assert maze.total_variation(xy[:8], xy[:3]) == pytest.approx(5 / 8)
 
 
 def test_bad_mazes():
@@ -54,7 +75,6 @@ def test_bad_mazes():
     ],
 )
 def test_dictionary_observations_of_real_environments(env_id, keys, dims):
-    pytest.importorskip("gymnasium_robotics")
     config = EnvConfig(env_id, observation_keys=keys)
     env = config.make()
     observation, _ = env.reset(seed=0)

@@ -1,7 +1,5 @@
 """Measures of synthetic data against other implementations, closed forms and controls."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
@@ -10,7 +8,7 @@ from scipy.stats import ks_2samp
 from diffrl_lightning.envs.make import EnvConfig
 from diffrl_lightning.envs.simulate import simulate
 from diffrl_lightning.metrics import SampleQuality, kolmogorov_smirnov
-from diffrl_lightning.quality import quality
+from diffrl_lightning.metrics.synthesis import column_names, joined_rows, steps_of
 from diffrl_lightning.types import InputError
 
 
@@ -91,31 +89,11 @@ def test_environments_that_can_not_be_set_are_refused():
         simulate(env, np.zeros((2, 3)), np.zeros((2, 1)))
 
 
-def test_report(tmp_path, shared_data):
-    """Real data pass, and the controls fail where they are to."""
-    dataset = str(shared_data / "hopper-mixed.hdf5")
-    kwargs = {"num_rows": 2_000, "num_neighbours": 500, "num_simulated": 1_000}
-    several = {"all": dataset, "again": dataset}
-    found = quality(dataset, several, **kwargs, output=str(tmp_path / "report"))
-    assert list(found) == ["all", "again", "real", "Gaussian", "shuffled"]
-    assert found["all"]["marginal"] > 0.95 < found["again"]["marginal"]
-    assert found["real"]["dynamics_error"] < 1e-4
-    assert found["real"]["missed_terminals"] == found["real"]["false_terminals"] == 0
-    assert found["shuffled"]["terminal_rate"] == found["real"]["terminal_rate"] > 0
-    assert found["real"]["marginal"] > 0.95
-    assert found["shuffled"]["marginal"] > 0.95
-    assert found["shuffled"]["dynamics_error"] > 0.5 > found["Gaussian"]["dynamics_error"] > 0.05
-    assert found["Gaussian"]["marginal"] < found["real"]["marginal"]
-    assert found["Gaussian"]["correlation"] > 0.97
-    assert json.loads((tmp_path / "report.json").read_text()) == found
-    assert (tmp_path / "report.png").stat().st_size > 10_000
-
-
-def test_report_refuses_unlike_datasets(pendulum_file, shared_data):
-    with pytest.raises(InputError, match="have unequal dimensions"):
-        quality(str(shared_data / "hopper-mixed.hdf5"), str(pendulum_file))
-
-
-def test_report_refuses_names_of_controls(pendulum_file):
-    with pytest.raises(InputError, match="other names than real, Gaussian"):
-        quality(str(pendulum_file), {"real": str(pendulum_file)})
+def test_rows_of_trajectories():
+    batch = {"observations": torch.rand(4, 5, 3), "actions": torch.rand(4, 5, 1)}
+    steps = steps_of(batch | {"rewards": torch.rand(4, 5), "returns": torch.rand(4)})
+    rows = joined_rows(steps)
+    assert rows.shape == (20, 5)
+    assert torch.equal(rows[6, :3], batch["observations"][1, 1])
+    names = ["observations 0", "observations 1", "observations 2", "actions 0", "rewards"]
+    assert column_names(steps) == names

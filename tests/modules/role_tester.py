@@ -4,7 +4,7 @@ import lightning.pytorch as pl
 import torch
 
 from diffrl_lightning.data import ChunkData
-from diffrl_lightning.modules import DiffusionModule, LatentDiffusion, LatentSkills
+from diffrl_lightning.modules import LatentDiffusion, LatentSkills, Role
 
 
 def quiet_trainer(tmp_path, **options):
@@ -132,7 +132,7 @@ def check_role(
 
 def averages(module):
     """All weights of each of the averages."""
-    nets = [ema for ema, _ in module.averaged()]
+    nets = module.averages()
     assert nets
     return [torch.cat([p.flatten() for p in net.parameters()]) for net in nets]
 
@@ -163,7 +163,7 @@ def every_parameter_gets_a_gradient(module, batch):
 
 def checkpoint_reloads_bit_equal(module, path):
     torch.load(path, weights_only=True)
-    for loader in (type(module), DiffusionModule):
+    for loader in (type(module), Role):
         reloaded = loader.load_from_checkpoint(path)
         assert type(reloaded) is type(module)
         assert not reloaded.training

@@ -42,7 +42,7 @@ def test_rates_rise_and_then_fall_along_a_cosine():
 @pytest.mark.parametrize(
     ("kwargs", "steps", "message"),
     [
-        ({"lr_schedule": "linear"}, 100, "choose constant or cosine"),
+        ({"lr_schedule": "linear"}, 100, "choose one of constant, cosine"),
         ({"lr_schedule": "cosine"}, math.inf, "give trainer.max_steps"),
         ({"lr_schedule": "constant", "lr_warmup_steps": -1}, 100, "must be at least 0"),
     ],

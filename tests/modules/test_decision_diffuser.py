@@ -5,7 +5,13 @@ import torch
 from conftest import write_d4rl
 from torch import nn
 
-from diffrl_lightning import DecisionDiffuser, InputError, SequenceData
+from diffrl_lightning import (
+    ConditionalPlanActing,
+    DecisionDiffuser,
+    InputError,
+    Sampling,
+    SequenceData,
+)
 from diffrl_lightning.diffusion import draw, inpaint
 from diffrl_lightning.policies.planner import Plan
 from modules.role_tester import check_role, policy_is_deterministic_by_seed, ready
@@ -43,25 +49,6 @@ def seeded(*seeds):
     return [torch.Generator().manual_seed(seed) for seed in seeds]
 
 
-@pytest.mark.parametrize(
-    "kwargs",
-    [
-        {},
-        {"backbone": "dit", "dim": 16, "num_heads": 2},
-        {"n_obs_steps": 3, "attention": True, "stride": 2},
-    ],
-    ids=["unet", "dit", "history"],
-)
-def test_role(tmp_path, pendulum_file, kwargs):
-    data = SequenceData(
-        str(pendulum_file), horizon=8, stride=kwargs.get("stride", 1), batch_size=32
-    )
-    module = small(**kwargs)
-    check_role(module, data, tmp_path)
-    warm = {"sampler": "ddpm", "replan_every": 2, "warm_start_steps": 3}
-    policy_is_deterministic_by_seed(module, data, guidance_scale=2.0, **warm)
-
-
 def test_role_with_returns_and_skills(tmp_path, pendulum_file):
     other = write_d4rl(tmp_path / "other.hdf5", seed=1)
     data = SequenceData([str(pendulum_file), str(other)], horizon=8, batch_size=32)
@@ -79,8 +66,8 @@ def straight(module, denoise, history=STATES[:, None], seeds=(1, 2, 3)):
         module.diffusion,
         denoise,
         (n, 8, 3),
+        Sampling(temperature=0.5),
         like=values,
-        temperature=0.5,
         constraint=inpaint(values, torch.arange(8)[:, None] < given),
         clip=module.clip,
         generator=seeded(*seeds),
@@ -95,9 +82,10 @@ def test_scale_zero_is_exactly_unconditional_and_one_exactly_conditional(scale):
     unconditional = straight(module, lambda x, t: module.ema(x, t, {}))
     conditional = straight(module, lambda x, t: module.ema(x, t, label))
     assert not torch.equal(conditional, unconditional)
-    found = module.plan(STATES, target_return=0.6, guidance_scale=scale, generator=seeded(1, 2, 3))
+    how = ConditionalPlanActing(target_return=0.6, guidance_scale=scale)
+    found = module.plan(STATES, None, how, generator=seeded(1, 2, 3))
     assert torch.equal(found.observations, (unconditional, conditional)[scale])
-    null = module.plan(STATES, target_return=None, generator=seeded(1, 2, 3))
+    null = module.plan(STATES, None, ConditionalPlanActing(), generator=seeded(1, 2, 3))
     assert torch.equal(null.observations, unconditional)
     assert torch.equal(null.actions, found.actions) == (scale == 0)
 
@@ -113,14 +101,13 @@ def test_conditions_compose():
     first, second = (net(skill=row.repeat(3, 1)) - null for row in torch.eye(2))
     high = net(**{"return": torch.full((3, 1), 0.7)}) - null
     assert min(shift.abs().max() for shift in (first, second, high, first - second)) > 1e-3
-    found = module.guided(3, skills={0: 1.0, 1: -0.5})
+    skills = ConditionalPlanActing(skills={0: 1.0, 1: -0.5})
+    found = module.guided(3, skills)
     torch.testing.assert_close(found(x, t), null + first - 0.5 * second)
-    torch.testing.assert_close(
-        module.guided(3, 0.7, 2.0, {1: 0.5})(x, t), null + 2 * high + 0.5 * second
-    )
-    plan = module.plan(
-        STATES, target_return=None, skills={0: 1.0, 1: -0.5}, generator=seeded(1, 2, 3)
-    )
+    both = ConditionalPlanActing(target_return=0.7, guidance_scale=2.0, skills={1: 0.5})
+    expected = null + 2 * high + 0.5 * second
+    torch.testing.assert_close(module.guided(3, both)(x, t), expected)
+    plan = module.plan(STATES, None, skills, generator=seeded(1, 2, 3))
     assert torch.equal(plan.observations, straight(module, found))
 
 
@@ -129,23 +116,23 @@ def test_a_plan_begins_now_and_is_in_painted_with_what_was_seen(seen):
     """Three states are kept, of which only those since the episode's start are real."""
     module = small(n_obs_steps=3)
     history = torch.rand(3, 3, 3) - 0.5
-    kwargs = {"target_return": None, "elapsed": torch.full((3,), seen - 1)}
-    plan = module.plan(history, generator=seeded(1, 2, 3), **kwargs)
+    how, elapsed = ConditionalPlanActing(), torch.full((3,), seen - 1)
+    plan = module.plan(history, None, how, generator=seeded(1, 2, 3), elapsed=elapsed)
     torch.testing.assert_close(plan.observations[:, 0], history[:, -1], atol=1e-6, rtol=0)
     denoise = lambda x, t: module.ema(x, t, {})  # noqa: E731
     whole = straight(module, denoise, history[:, 3 - seen :])
     assert torch.equal(plan.observations, whole[:, seen - 1 : seen + 5])
     history[:, : 3 - seen] = 0.9  # before the episode
-    again = module.plan(history, generator=seeded(1, 2, 3), **kwargs)
+    again = module.plan(history, None, how, generator=seeded(1, 2, 3), elapsed=elapsed)
     assert torch.equal(again.observations, plan.observations)
 
 
 def test_rows_of_one_batch_may_have_seen_more_or_less():
     module = small(n_obs_steps=3)
-    history, kwargs = torch.rand(4, 3, 3) - 0.5, {"target_return": None}
+    history, how = torch.rand(4, 3, 3) - 0.5, ConditionalPlanActing()
     seen = torch.tensor([1, 2, 3, 3])
     elapsed = torch.tensor([0, 1, 2, 9])
-    together = module.plan(history, elapsed=elapsed, generator=seeded(1, 2, 3, 4), **kwargs)
+    together = module.plan(history, None, how, elapsed=elapsed, generator=seeded(1, 2, 3, 4))
     for row in range(4):
         alone = straight(
             module,
@@ -165,7 +152,8 @@ def test_a_policy_keeps_what_was_seen_and_asks_for_a_high_return():
         policy.act(observations)
     ((_, plan),) = policy.new_plans
     history, elapsed = steps[[0, 2, 4]].transpose(0, 1), torch.tensor([2, 2])
-    expected = module.plan(history, target_return=0.9, temperature=0.0, elapsed=elapsed)
+    how = ConditionalPlanActing(target_return=0.9, temperature=0.0)
+    expected = module.plan(history, None, how, elapsed=elapsed)
     torch.testing.assert_close(plan.observations, expected.observations)
 
 
@@ -176,12 +164,11 @@ def test_warm_start_moves_on_from_now():
     before = Plan(torch.rand(3, 6, 3) - 0.5, torch.zeros(3, 6, 1))
     plan = module.plan(
         history,
+        None,
+        ConditionalPlanActing(temperature=0.0, num_inference_steps=3, warm_start_steps=1),
         net=Zero(),
-        temperature=0.0,
         elapsed=torch.tensor([0, 1, 2]),
         previous=before,
-        num_inference_steps=3,
-        warm_start_steps=1,
     )
     torch.testing.assert_close(plan.observations[:, 0], history[:, -1], atol=1e-6, rtol=0)
     torch.testing.assert_close(plan.observations[:, 1:], before.observations[:, 1:])
@@ -190,7 +177,7 @@ def test_warm_start_moves_on_from_now():
 def test_actions_are_the_averaged_inverse_dynamics_of_the_planned_states():
     module = small()
     nn.init.zeros_(module.inverse_dynamics[-1].weight)
-    plan = module.plan(STATES)
+    plan = module.plan(STATES, None, ConditionalPlanActing())
     states = module.observations.normalize(plan.observations)
     average = nn.Sequential(*module.inverse_ema.net)
     for h in range(7):
@@ -240,11 +227,10 @@ def test_conditions_are_dropped_in_training_alone(drop_prob):
     low, high = torch.zeros(16), torch.ones(16)
     module.train()
     assert (loss(low) == loss(high)) == (drop_prob == 1)
-    plans = [
-        module.plan(STATES, target_return=r, generator=seeded(1, 2, 3)).observations
-        for r in (0.0, 1.0)
-    ]
-    assert not torch.equal(*plans)
+    low_how, high_how = (ConditionalPlanActing(target_return=r) for r in (0.0, 1.0))
+    low_plan = module.plan(STATES, None, low_how, generator=seeded(1, 2, 3))
+    high_plan = module.plan(STATES, None, high_how, generator=seeded(1, 2, 3))
+    assert not torch.equal(low_plan.observations, high_plan.observations)
     module.eval()
     assert loss(low) != loss(high)
 
@@ -276,7 +262,7 @@ def test_labels(monkeypatch, tmp_path, pendulum_file, returns_scale):
         ({"conditions": ()}, "must be return, skill, or both"),
         ({"n_obs_steps": 8}, "less than horizon=8"),
         ({"horizon": 7}, "use 6 or 8"),
-        ({"backbone": "mlp"}, "choose unet or dit"),
+        ({"backbone": "mlp"}, "choose one of unet, dit"),
     ],
 )
 def test_bad_models(kwargs, message):

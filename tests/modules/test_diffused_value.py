@@ -1,4 +1,4 @@
-"""DiffusedValue: how rewards end, what it is told, what it refuses, and what every role must do."""
+"""DiffusedValue: how rewards end, its conditions, what it refuses, and what every role must do."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,8 @@ from scipy.stats import spearmanr
 
 from diffrl_lightning import DiffusedValue, FutureData, InputError
 from diffrl_lightning.data import Episodes, Futures
-from modules.role_tester import check_role, quiet_trainer
+from diffrl_lightning.modules.futures import FutureSampling
+from modules.role_tester import quiet_trainer
 
 SMALL = {"hidden_dim": 32, "num_blocks": 1, "embed_dim": 16, "num_train_timesteps": 8}
 
@@ -52,8 +53,8 @@ def train(module, next_batch, *, steps, lr):
         loss.backward()
         optimizer.step()
         schedule.step()
-        for ema, net in module.averaged():
-            ema.update(net, step + 1)
+        for ema in module.averages():
+            ema.update(step + 1)
     return module.eval()
 
 
@@ -113,12 +114,13 @@ def values_are(module, states, expected, **sampling):
     """V, under None, and Q of actions, of three states, within 2 % and two sampling errors."""
     for action, value in expected.items():
         actions = None if action is None else torch.full((3, 1), action)
-        found, error = module.values(states, actions, **sampling)
+        found, error = module.values(states, actions, FutureSampling(**sampling))
         assert (error < 0.005 * found).all()
         away = (found - torch.from_numpy(value)).abs()
         assert (away < 0.02 * found + 2 * error).all(), (action, found, value, error)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("discount", [0.9, 0.95])
 def test_values_of_a_chain_are_those_of_the_linear_solve(discount):
     """What an action does depends on the state: where each is encoded by itself, Q is off by 9 %."""
@@ -143,6 +145,7 @@ def test_values_of_a_chain_are_those_of_the_linear_solve(discount):
     values_are(module, states, {None: v, -1.0: q[0], 1.0: q[1]}, num_samples=50_000)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("discount", [0.9, 0.95])
 def test_values_of_a_linear_gaussian_system_are_those_of_the_linear_solve(discount):
     """s' = a s + b u + w with u ~ N(0, 1) and w ~ N(0, c^2), of the reward 3 + s - 0.3 s^2 - 0.5 u.
@@ -188,19 +191,9 @@ def file(tmp_path_factory):
     return str(write_d4rl(path, terminals=ends, timeouts=last & ~ends))
 
 
-@pytest.mark.parametrize("policy", ["none", "set"])
-@pytest.mark.parametrize("offset", [False, True])
-def test_role(tmp_path, file, policy, offset):
-    data = FutureData(file, batch_size=32, context_size=4 if policy == "set" else 0)
-    module = small(policy_condition=policy, offset_condition=offset)
-    check_role(module, data, tmp_path, acts=False)
-    with pytest.raises(InputError, match="does not act"):
-        module.make_policy()
-
-
 def test_validation_logs_how_states_are_ordered(tmp_path, file):
     module, data = small(val_samples=2), FutureData(file)
-    module._evaluate = lambda told, discount, **_: (told["state"][:, 0], None)
+    module._evaluate = lambda conditions, how: (conditions["state"][:, 0], None)
     trainer = quiet_trainer(tmp_path, limit_val_batches=1)
     trainer.validate(module, datamodule=data, verbose=False)
     batch = next(iter(data.val_dataloader()))
@@ -223,7 +216,8 @@ def test_rewards_end_with_the_episode_and_not_with_a_time_out(ends, offset):
     states = torch.from_numpy(time[0, :-1]).float()
     left = length - torch.arange(length)
     expected = (1 - discount**left * ends) / (1 - discount)
-    found, _ = module.values(states, num_samples=500, num_inference_steps=2)
+    how = FutureSampling(num_samples=500, num_inference_steps=2)
+    found, _ = module.values(states, how=how)
     torch.testing.assert_close(found, expected.float(), rtol=0.02, atol=0.02)
 
 
@@ -242,13 +236,18 @@ def test_refuses(wrong, match):
         small(**wrong)
 
 
+@pytest.mark.parametrize("wrong", ["discount=1.0", "num_inference_steps=0", "num_samples=0"])
+def test_futures_can_not_be_drawn_so(wrong):
+    name, value = wrong.split("=")
+    with pytest.raises(InputError, match=wrong):
+        FutureSampling(**{name: float(value)})
+
+
 @pytest.mark.parametrize(
     ("model", "kwargs", "match"),
     [
-        ({}, {"discount": 0.9}, "offset_condition=true"),
-        ({"offset_condition": True}, {"discount": 1.0}, "discount=1.0"),
-        ({}, {"num_inference_steps": 0}, "num_inference_steps=0"),
-        ({}, {"num_samples": 0}, "num_samples=0"),
+        ({}, {"how": FutureSampling(discount=0.9)}, "offset_condition=true"),
+        ({}, {"how": FutureSampling(num_inference_steps=9)}, "between 1 and the 8 steps"),
         ({}, {"policy": 0.5}, "policy_condition=none"),
         ({"policy_condition": "set"}, {"policy": 0.5}, "states and actions of steps"),
     ],
@@ -267,7 +266,7 @@ def test_data_of_another_discount_or_without_sets_are_refused(tmp_path, file):
             quiet_trainer(tmp_path, max_steps=1).fit(module, datamodule=FutureData(file))
 
 
-def test_a_policy_is_told_apart_by_its_place_and_by_its_steps():
+def test_policies_are_conditioned_on_by_their_place_or_their_steps():
     """Two policies whose rewards, and so values, are 1 and 2."""
     rewards = np.repeat([[1.0], [2.0]], 20, 0).repeat(50, 1)
     observations = np.random.default_rng(0).normal(size=(40, 51, 3))
@@ -282,6 +281,6 @@ def test_a_policy_is_told_apart_by_its_place_and_by_its_steps():
         train(module, drawn(data, 256), steps=500, lr=5e-3)
         for i, reward in enumerate((1.0, 2.0)):
             steps = (torch.randn(8, 3), torch.full((8, 1), 2.0 * i - 1))
-            told = float(i) if policy == "place" else steps
-            found, _ = module.values(torch.zeros(1, 3), policy=told, num_samples=50)
+            whose, how = float(i) if policy == "place" else steps, FutureSampling(num_samples=50)
+            found, _ = module.values(torch.zeros(1, 3), how=how, policy=whose)
             assert found.item() == pytest.approx(10 * reward, rel=0.1), policy

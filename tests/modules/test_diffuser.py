@@ -7,7 +7,7 @@ import torch
 from conftest import write_d4rl
 from torch import nn
 
-from diffrl_lightning import Diffuser, DiffusionModule, SequenceData, TrajectoryValue
+from diffrl_lightning import Diffuser, PlanActing, Role, Sampling, SequenceData, TrajectoryValue
 from diffrl_lightning.diffusion import draw, inpaint
 from diffrl_lightning.policies.planner import Plan
 from diffrl_lightning.types import InputError
@@ -31,21 +31,7 @@ def pendulum(**kwargs):
     return small(**({"observation_dim": 3, "action_dim": 1, "goal_dim": 0} | kwargs))
 
 
-@pytest.mark.parametrize(
-    "kwargs",
-    [{}, {"backbone": "dit", "dim": 16, "num_heads": 2}, {"attention": True, "stride": 2}],
-    ids=["unet", "dit", "attention"],
-)
-def test_role(tmp_path, pendulum_file, kwargs):
-    stride = kwargs.get("stride", 1)
-    data = SequenceData(str(pendulum_file), horizon=8, stride=stride, batch_size=32)
-    module = pendulum(**kwargs)
-    check_role(module, data, tmp_path)
-    policy_is_deterministic_by_seed(module, data, sampler="ddpm", replan_every=1)
-
-
 def test_role_with_goals(tmp_path):
-    pytest.importorskip("gymnasium_robotics")
     data = SequenceData("pointmaze/umaze", horizon=8, padding="edge", generate_steps=6000)
     check_role(small(), data, tmp_path)
 
@@ -55,7 +41,7 @@ def test_role_with_goals(tmp_path):
 def test_plans_begin_at_the_state_and_end_at_the_goal(sampler, goal_velocity):
     module = small(goal_velocity=goal_velocity)
     states, goals = torch.rand(5, 4) - 0.5, torch.rand(5, 2) - 0.5
-    plan = module.plan(states, goals, sampler=sampler, num_inference_steps=3)
+    plan = module.plan(states, goals, PlanActing(sampler=sampler, num_inference_steps=3))
     assert plan.observations.shape == (5, 8, 4)
     assert plan.actions.shape == (5, 8, 2)
     torch.testing.assert_close(plan.observations[:, 0], states)
@@ -67,7 +53,7 @@ def test_plans_begin_at_the_state_and_end_at_the_goal(sampler, goal_velocity):
 def test_a_later_plan_keeps_the_deadline_of_the_first():
     module = small()
     states, goals = torch.zeros(2, 4), torch.full((2, 2), 0.4)
-    plan = module.plan(states, goals, elapsed=torch.tensor([0, 3]))
+    plan = module.plan(states, goals, PlanActing(), elapsed=torch.tensor([0, 3]))
     arrived = (plan.observations[..., :2] - 0.4).abs().amax(-1) < 1e-5
     assert arrived[0].tolist() == [False] * 7 + [True]
     assert arrived[1].tolist() == [False] * 4 + [True] * 4
@@ -81,7 +67,7 @@ def test_warm_start_noises_the_last_plan_to_the_level_it_begins_at():
     states, goals = torch.zeros(400, 4), torch.full((400, 2), 0.4)
     before = Plan(torch.rand(400, 8, 4), torch.rand(400, 8, 2))
     for steps, t in ((1, 0), (3, 2), (7, 6)):
-        plan = module.plan(states, goals, previous=before, warm_start_steps=steps)
+        plan = module.plan(states, goals, PlanActing(warm_start_steps=steps), previous=before)
         signal, noise = (x.item() for x in module.diffusion.signal_noise(t, 1))
         assert (plan.actions - before.actions).std().item() == pytest.approx(
             noise / signal, rel=0.05
@@ -98,7 +84,7 @@ def test_loss_weights():
 
 
 def test_published_size():
-    module = Diffuser(4, 2, 2, horizon=128, dim=32, dim_mults=(1, 4, 8))
+    module = Diffuser(4, 2, goal_dim=2, horizon=128, dim=32, dim_mults=(1, 4, 8))
     assert sum(p.numel() for p in module.denoiser.parameters()) == 3_682_118
 
 
@@ -108,7 +94,7 @@ def test_bad_input(tmp_path):
     with pytest.raises(InputError, match="cosine, vp, linear"):
         small(beta_schedule="squared")
     with pytest.raises(InputError, match="goals of 2 dimensions"):
-        small().plan(torch.zeros(1, 4))
+        small().plan(torch.zeros(1, 4), None, PlanActing())
     with pytest.raises(InputError, match="between 1 and the 8 steps"):
         small().make_policy(num_inference_steps=9)
     for bad in ({"num_candidates": 0}, {"choice_temperature": -1.0}, {"num_guide_steps": -1}):
@@ -172,6 +158,7 @@ def test_the_best_of_the_candidates_is_chosen(guided):
         module.diffusion,
         module.ema,
         x0.shape,
+        Sampling(),
         like=x0,
         constraint=inpaint(x0, module.known),
         clip=1.0,
@@ -211,10 +198,10 @@ def test_a_choice_temperature_draws_from_the_softmax_of_values(guided):
     def plan(temperature, seed=0):
         return module.plan(
             states,
+            None,
+            PlanActing(num_candidates=4, choice_temperature=temperature),
             value=first_action,
             denoise=Known(module.diffusion),
-            num_candidates=4,
-            choice_temperature=temperature,
             generator=torch.Generator().manual_seed(seed),
         )
 
@@ -239,9 +226,9 @@ def test_all_candidates_have_their_own_state_goal_deadline_and_last_plan():
         parameter.zero_()
     states, goals = torch.rand(3, 4) - 0.5, torch.rand(3, 2) - 0.5
     before = Plan(torch.rand(3, 8, 4) - 0.5, torch.rand(3, 8, 2) - 0.5)
-    warm = {"temperature": 0.0, "previous": before, "warm_start_steps": 2}
+    how = PlanActing(temperature=0.0, num_candidates=4, warm_start_steps=2)
     elapsed = torch.tensor([0, 2, 4])
-    plan = module.plan(states, goals, value=first_action, num_candidates=4, elapsed=elapsed, **warm)
+    plan = module.plan(states, goals, how, value=first_action, elapsed=elapsed, previous=before)
     expected = before.observations.clone()
     expected[:, 0] = states
     for row, steps in enumerate(elapsed):
@@ -343,7 +330,7 @@ def test_values_of_other_data_or_none_are_refused(guided, tmp_path):
 def test_a_value_of_a_lower_precision_fits(guided, tmp_path):
     """As bf16-true trains it, its statistics included."""
     module, _, path, _ = guided
-    value = DiffusionModule.load_from_checkpoint(path).to(torch.bfloat16)
+    value = Role.load_from_checkpoint(path).to(torch.bfloat16)
     plan = make_plan(module, value_ckpt=saved(value, tmp_path / "low.ckpt"), num_candidates=2)
     assert plan.values.dtype == torch.float32
 

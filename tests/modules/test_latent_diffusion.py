@@ -5,10 +5,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from diffrl_lightning import ChunkData, DiffusionModule, InputError, LatentDiffusion
+from diffrl_lightning import ChunkData, InputError, LatentDiffusion, Role, SkillPlanActing
 from diffrl_lightning.nets import Normal
 from diffrl_lightning.normalizers import TrajectoryNormalizer
-from modules.role_tester import check_role, quiet_trainer, saved, small_skills
+from modules.role_tester import quiet_trainer, saved, small_skills
 
 SMALL = {"horizon": 8, "latent_dim": 4, "hidden_dim": 16, "num_blocks": 1, "embed_dim": 16}
 
@@ -26,13 +26,6 @@ def skills_ckpt(tmp_path_factory, pendulum_file):
     return saved(small_skills(pendulum_file), tmp_path_factory.mktemp("skills") / "skills.ckpt")
 
 
-@pytest.mark.parametrize("prediction_type", ["x0", "eps"])
-def test_role(tmp_path, pendulum_file, skills_ckpt, prediction_type):
-    module = small(skills_ckpt=skills_ckpt, prediction_type=prediction_type, hidden_dim=64)
-    data = ChunkData(str(pendulum_file), horizon=8, batch_size=32)
-    check_role(module, data, tmp_path, lr=1e-2, steps=200)
-
-
 def test_the_skills_travel_in_the_checkpoint_and_stay_as_they_are(
     tmp_path, pendulum_file, skills_ckpt
 ):
@@ -41,8 +34,8 @@ def test_the_skills_travel_in_the_checkpoint_and_stay_as_they_are(
     quiet_trainer(tmp_path, max_steps=3).fit(module, data)
     assert module.training
     assert not module.skills.training
-    expected = DiffusionModule.load_from_checkpoint(skills_ckpt).state_dict()
-    found = DiffusionModule.load_from_checkpoint(saved(module, tmp_path / "a.ckpt")).skills
+    expected = Role.load_from_checkpoint(skills_ckpt).state_dict()
+    found = Role.load_from_checkpoint(saved(module, tmp_path / "a.ckpt")).skills
     assert not found.training
     assert not any(p.requires_grad for p in found.parameters())
     for name, value in expected.items():
@@ -84,7 +77,7 @@ def at_a_junction():
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        module.ema.update(module.denoiser, step + 1)
+        module.ema.update(step + 1)
     return module.eval()
 
 
@@ -92,7 +85,9 @@ def shares(module, **sampling):
     """Of samples to the right, in a state on the right and one on the left; and of neither."""
     states = torch.tensor([[1.0, 0, 0], [-1.0, 0, 0]])
     with torch.no_grad():
-        z = module.latents.unnormalize(module.sample_skills(states, 1000, **sampling))[..., 0]
+        z = module.latents.unnormalize(
+            module.sample_skills(states, 1000, SkillPlanActing(**sampling))
+        )[..., 0]
     neither = (z.abs() - 1).abs() > 0.4
     return (z > 0).float().mean(1).tolist(), neither.float().mean().item()
 
@@ -118,7 +113,9 @@ def test_plans_come_close_to_their_goals(at_a_junction):
     states = torch.zeros(40, 3)
     goals = torch.tensor([[2.0], [-2.0]]).repeat(20, 1)
     with torch.no_grad():
-        chosen = at_a_junction.choose(states, goals, num_candidates=30, planning_depth=2)
+        chosen = at_a_junction.choose(
+            states, goals, SkillPlanActing(num_candidates=30, planning_depth=2)
+        )
     right = at_a_junction.latents.unnormalize(chosen)[:, 0] > 0
     assert right.float().view(20, 2).mean(0).tolist() == pytest.approx([1, 0], abs=0.06)
 
@@ -131,7 +128,8 @@ def test_the_last_step_must_leave_no_signal():
 
 
 @pytest.mark.parametrize(
-    ("wrong", "match"), [({"snr_gamma": 0.0}, "snr_gamma"), ({"cond_drop_prob": 2.0}, "chance")]
+    ("wrong", "match"),
+    [({"snr_gamma": 0.0}, "snr_gamma"), ({"cond_drop_prob": 2.0}, "drop_prob=2.0 must lie in")],
 )
 def test_refuses(wrong, match):
     with pytest.raises(InputError, match=match):
@@ -144,7 +142,7 @@ def test_refuses(wrong, match):
         ({"num_candidates": 4}, "there is none"),
         ({"planning_depth": 0}, "planning_depth"),
         ({"num_inference_steps": 9}, "between 1 and the 8"),
-        ({"n_action_steps": 9}, "horizon=8"),
+        ({"n_action_steps": 9}, r"must lie in \[1, 8\]"),
     ],
 )
 def test_refuses_to_act_so(wrong, match):

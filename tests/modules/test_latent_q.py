@@ -5,9 +5,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from diffrl_lightning import ChunkData, InputError, LatentQ
+from diffrl_lightning import ChunkData, InputError, LatentQ, SkillQActing
 from diffrl_lightning.normalizers import TrajectoryNormalizer
-from modules.role_tester import check_role, quiet_trainer, saved, small_prior, small_skills
+from modules.role_tester import quiet_trainer, saved, small_prior, small_skills
 
 SMALL = {"horizon": 8, "latent_dim": 4, "hidden_dim": 32, "num_candidates": 3}
 
@@ -22,12 +22,6 @@ def prior_ckpt(tmp_path_factory, pendulum_file):
     """A prior as it begins."""
     torch.manual_seed(0)
     return saved(small_prior(pendulum_file), tmp_path_factory.mktemp("prior") / "prior.ckpt")
-
-
-def test_role(tmp_path, pendulum_file, prior_ckpt):
-    module = small(prior_ckpt=prior_ckpt, discount=0.5)
-    data = ChunkData(str(pendulum_file), horizon=8, batch_size=32)
-    check_role(module, data, tmp_path)
 
 
 # Of five states in a row, three skills: (one to the left, two to the right, to the last at once).
@@ -55,7 +49,7 @@ class Table(torch.nn.Module):
     def encode(self, batch):
         return batch["z"]
 
-    def sample_skills(self, states, num_samples, **sampling):
+    def sample_skills(self, states, num_samples, how, *, generator=None):
         return torch.eye(3)[PROPOSED[states.argmax(1)]]
 
 
@@ -95,11 +89,11 @@ def test_critics_learn_what_the_table_says(num_critics):
         loss.backward()
         optimizer.step()
         schedule.step()
-        module.target_critic.update(module.critic, step + 1)
+        module.target_critic.update(step + 1)
     found = module.critic(torch.eye(5), torch.eye(3).expand(5, -1, -1))
     expected = q[:4].expand(num_critics, -1, -1)
     torch.testing.assert_close(found[:, :4], expected, rtol=0.02, atol=0.02)
-    chosen = module.choose(torch.eye(5)[:4], None, num_candidates=2).argmax(1)
+    chosen = module.choose(torch.eye(5)[:4], None, SkillQActing(num_candidates=2)).argmax(1)
     best = PROPOSED[:4].gather(1, q[:4].gather(1, PROPOSED[:4]).argmax(1, keepdim=True))[:, 0]
     assert torch.equal(chosen, best)
 
@@ -133,7 +127,8 @@ def test_skills_are_chosen_by_the_least_or_the_mean():
     module._q = lambda *_: torch.tensor([[2.0, 1.0], [2.0, 5.0], [2.0, 5.0]])[:, None]
     state = torch.eye(5)[:1]
     for critics, best in (("least", 0), ("mean", 1)):
-        assert module.choose(state, None, num_candidates=2, critics=critics).argmax() == best
+        how = SkillQActing(num_candidates=2, critics=critics)
+        assert module.choose(state, None, how).argmax() == best
 
 
 @pytest.mark.parametrize(
@@ -183,7 +178,7 @@ def test_candidates_are_the_same_whenever_a_run_goes_on(tmp_path, pendulum_file,
         found.append(module._candidates)
     assert torch.equal(*found)
     assert found[0].dtype == torch.float16
-    assert found[0].shape == (data.train_data.num_chunks, 3, 4)
+    assert found[0].shape == (data.train_data.num_starts, 3, 4)
 
 
 def test_candidates_that_do_not_fit_are_refused(tmp_path, pendulum_file, prior_ckpt):

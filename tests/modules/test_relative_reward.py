@@ -6,8 +6,8 @@ import torch
 from conftest import write_d4rl
 
 from diffrl_lightning import Diffuser, InputError, RelativeReward, SequenceData
-from diffrl_lightning.diffusion import ddpm_sample, inpaint, value_guided
-from modules.role_tester import check_role, quiet_trainer, saved
+from diffrl_lightning.diffusion import GuidedSampling, ddpm_sample, inpaint, value_guided
+from modules.role_tester import quiet_trainer, saved
 
 SMALL = {"horizon": 8, "num_train_timesteps": 8, "normalizer": "limits"}
 NET = {"dim": 16, "dim_mults": (1, 2)}
@@ -39,24 +39,6 @@ def diffusers(tmp_path_factory, two_files):
 
 def data_of(two_files, **kwargs):
     return SequenceData(two_files, horizon=8, batch_size=32, val_fraction=0.2, **kwargs)
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"network": "unet"},
-        {"network": "unet", "objective": "discriminator"},
-        {"window": 4},
-        {"objective": "mean", "gradient_at": "mean", "unit": "x0"},
-    ],
-)
-def test_role(tmp_path, two_files, diffusers, options):
-    size = {"dim": 32, "dim_mults": (2, 4)} if "network" in options else {"dim": 64}
-    module = RelativeReward(3, 1, **SMALL, num_origins=2, **diffusers, **size, **options)
-    loss = None if "objective" in options and "gradient_at" not in options else "unexplained"
-    check_role(module, data_of(two_files), tmp_path, acts=False, loss=loss, lr=1e-3, steps=150)
-    with pytest.raises(InputError, match="does not act"):
-        module.make_policy()
 
 
 def test_statistics_are_those_of_the_diffusers(tmp_path, two_files, diffusers):
@@ -149,6 +131,7 @@ def test_diffusers_of_different_statistics_are_refused(tmp_path, two_files, diff
         ({"network": "unet", "window": 4}, "no windows"),
         ({"objective": "discriminator", "gradient_at": "mean"}, "no gradient"),
         ({"objective": "discriminator", "unit": "x0"}, "no gradient"),
+        ({"compile": True}, "leave compile at false"),
     ],
 )
 def test_refuses(wrong, match):
@@ -189,7 +172,7 @@ def trained(expert, steps=1000, module=None, **options):
         loss.backward()
         optimizer.step()
         schedule.step()
-        module.ema.update(module.reward_net, step + 1)
+        module.ema.update(step + 1)
     return module
 
 
@@ -249,7 +232,8 @@ def test_steering_moves_the_base_towards_the_expert():
         known = torch.zeros(2_000, 2, 3)
         known[:, 0, 1:] = START
         known = inpaint(known, module.known)
-        guide = value_guided(module.value, diffusion, value_guidance_scale=scale, constraint=known)
+        how = GuidedSampling(value_guidance_scale=scale, num_guide_steps=1, guidance_stop=0)
+        guide = value_guided(module.value, diffusion, how, constraint=known)
         noise = torch.randn(2_000, 2, 3)
         x = ddpm_sample(diffusion, base.predict_noise, noise, pre_step=guide, constraint=known)
         return ((x.mean(0) - BASE)[:, 0] @ (EXPERT - BASE)[:, 0] / shift**2).item()

@@ -7,13 +7,15 @@ from conftest import write_d4rl
 
 from diffrl_lightning import (
     DataSynthesizer,
+    GaussianActing,
     InputError,
     SequenceData,
+    SynthesisSampling,
     TrajectorySynthesizer,
     TransitionData,
 )
 from diffrl_lightning.diffusion import EDM
-from modules.role_tester import check_role, ready, transitions
+from modules.role_tester import ready, transitions
 
 SMALL = {"hidden_dim": 32, "num_blocks": 1, "embed_dim": 16, "ema_start": 0, "ema_update_every": 1}
 WINDOWS = {"horizon": 8, "dim": 16, "dim_mults": (1, 2), "ema_start": 0, "ema_update_every": 1}
@@ -28,35 +30,6 @@ def windows(**kwargs):
 
 
 @pytest.mark.parametrize(
-    "kwargs",
-    [
-        {},
-        {"process": "ddpm", "bound_gap": 0.5},
-        {"conditions": ("return", "task"), "cond_drop_prob": 0.0},
-        {"terminals": "classified", "next_state": "change"},
-    ],
-    ids=["edm", "ddpm", "conditions", "classified-change"],
-)
-def test_role(tmp_path, pendulum_file, kwargs):
-    data = TransitionData(str(pendulum_file), batch_size=32)
-    check_role(small(**kwargs), data, tmp_path, acts=False)
-
-
-@pytest.mark.parametrize(
-    "kwargs",
-    [
-        {},
-        {"backbone": "dit", "process": "ddpm"},
-        {"conditions": ("return",), "cond_drop_prob": 0.0},
-    ],
-    ids=["edm", "dit-ddpm", "conditions"],
-)
-def test_role_of_trajectories(tmp_path, pendulum_file, kwargs):
-    data = SequenceData(str(pendulum_file), horizon=8, batch_size=32)
-    check_role(windows(**kwargs), data, tmp_path, acts=False)
-
-
-@pytest.mark.parametrize(
     ("observation_dim", "action_dim", "hidden_dim", "parameters"),
     [(11, 3, 2048, 25_520_027), (11, 3, 1024, 6_479_771), (17, 6, 2048, 25_552_682)],
 )
@@ -64,6 +37,10 @@ def test_published_size(observation_dim, action_dim, hidden_dim, parameters):
     with torch.device("meta"):
         module = DataSynthesizer(observation_dim, action_dim, hidden_dim=hidden_dim)
     assert sum(p.numel() for p in module.denoiser.parameters()) == parameters
+
+
+def sample(module, num_samples, *, generator=None, **choices):
+    return module.sample(num_samples, SynthesisSampling(**choices), generator=generator)
 
 
 def fitted(data, module):
@@ -151,7 +128,7 @@ def test_a_share_of_terminals_is_kept():
 
     module.ema.net.forward = exact
     generator = torch.Generator().manual_seed(0)
-    found = module.sample(40_000, num_inference_steps=255, generator=generator)
+    found = sample(module, 40_000, num_inference_steps=255, generator=generator)
     assert set(found["terminations"].tolist()) == {0.0, 1.0}
     assert found["terminations"].mean() == pytest.approx(0.05, abs=0.005)
 
@@ -187,7 +164,7 @@ def test_classified_terminals_are_those_of_the_state_and_the_action(tmp_path):
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        module.classifier_ema.update(module.classifier, step + 1)
+        module.classifier_ema.update(step + 1)
     assert info["terminal_loss"] < 0.13
     x = module.encode(batch).repeat(5, 1)
     found = [module.decode(x, torch.Generator().manual_seed(s))["terminations"] for s in (0, 0, 1)]
@@ -202,7 +179,7 @@ def test_actions_stay_within_bounds(pendulum_file):
     module = fitted(TransitionData(str(pendulum_file), env_id="Pendulum-v1"), small())
     assert (module.action_low.item(), module.action_high.item()) == (-2.0, 2.0)
     torch.nn.init.constant_(module.ema.net.last.bias, 50.0)
-    free = module.sample(20, bound_actions=False)["actions"]
+    free = sample(module, 20, bound_actions=False)["actions"]
     bound = module.sample(20)["actions"]
     assert free.abs().max() > 2
     assert bound.abs().max() <= 2
@@ -228,14 +205,16 @@ def test_states_beyond_the_datas_are_drawn_anew(pendulum_file, monkeypatch):
         return found
 
     monkeypatch.setattr(module, "decode", halves)
-    free = module.sample(64, num_inference_steps=5)
-    assert module.beyond(free).sum() == 32, "what ends an episode may leave the data's states"
-    assert module.beyond(free | {"terminations": torch.zeros(64)}).all()
+    free = sample(module, 64, num_inference_steps=5)
+    assert module.out_of_bounds(free).sum() == 32, (
+        "what ends an episode may leave the data's states"
+    )
+    assert module.out_of_bounds(free | {"terminations": torch.zeros(64)}).all()
     rounds.clear()
-    bound = module.sample(64, num_inference_steps=5, bound_states=True)
+    bound = sample(module, 64, num_inference_steps=5, bound_states=True)
     assert rounds[:5] == [64, 32, 16, 8, 4]
     assert len(rounds) <= 21
-    assert module.beyond(bound).sum() <= 1
+    assert module.out_of_bounds(bound).sum() <= 1
 
 
 def test_bounds_are_of_states_that_episodes_go_on_from(tmp_path):
@@ -255,9 +234,9 @@ def test_bounds_are_of_states_that_episodes_go_on_from(tmp_path):
 def test_windows_beyond_the_datas_states(pendulum_file):
     module = fitted(SequenceData(str(pendulum_file), horizon=8), windows())
     samples = {"observations": module.state_low.expand(2, 8, 3).clone()}
-    assert not module.beyond(samples).any()
+    assert not module.out_of_bounds(samples).any()
     samples["observations"][1, 5, 2] -= 0.1
-    assert module.beyond(samples).tolist() == [False, True]
+    assert module.out_of_bounds(samples).tolist() == [False, True]
 
 
 @pytest.mark.parametrize("sampler", ["heun", "ddpm", "ddim", "dpmpp"])
@@ -267,9 +246,8 @@ def test_samplers(sampler, steps):
 
     def draw(seed):
         generator = torch.Generator().manual_seed(seed)
-        return module.sample(6, sampler=sampler, num_inference_steps=steps, generator=generator)[
-            "observations"
-        ]
+        how = SynthesisSampling(sampler=sampler, num_inference_steps=steps)
+        return module.sample(6, how, generator=generator)["observations"]
 
     assert draw(0).shape == (6, 3)
     assert torch.equal(draw(0), draw(0))
@@ -282,7 +260,7 @@ def test_evaluations_are_counted(monkeypatch):
     monkeypatch.setattr(module.ema.net, "forward", lambda *a: calls.append(1) or forward(*a))
     for sampler, steps in (("heun", 31), ("ddim", 12), ("ddpm", 7), ("dpmpp", 5)):
         calls.clear()
-        module.sample(4, sampler=sampler, num_inference_steps=steps)
+        sample(module, 4, sampler=sampler, num_inference_steps=steps)
         assert len(calls) == steps
 
 
@@ -291,31 +269,31 @@ def test_conditions_change_samples():
 
     def draw(**kwargs):
         generator = torch.Generator().manual_seed(0)
-        return module.sample(4, generator=generator, **kwargs)["observations"]
+        return sample(module, 4, generator=generator, **kwargs)["observations"]
 
     free = draw()
     for kwargs in ({"target_return": 0.9}, {"task": 1}, {"target_return": 0.9, "task": 0}):
         assert not torch.equal(free, draw(**kwargs))
         torch.testing.assert_close(free, draw(**kwargs, guidance_scale=0.0))
-    with pytest.raises(InputError, match="task=2 must be below the 2 datasets"):
+    with pytest.raises(InputError, match=r"task=2 must lie in \[0, 1\]"):
         draw(task=2)
     with pytest.raises(InputError, match="not trained on the condition 'return'"):
-        small().sample(4, target_return=0.5)
+        sample(small(), 4, target_return=0.5)
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: small(process="vp"), "process='vp' is unknown: choose edm or ddpm"),
-        (lambda: small(conditions=("goal",)), "must be among return and task"),
-        (lambda: small(terminals="x"), "choose diffused or classified"),
+        (lambda: small(process="vp"), "process='vp' is unknown: choose one of edm, ddpm"),
+        (lambda: small(conditions=("goal",)), "choose one of return, task"),
+        (lambda: small(terminals="x"), "choose one of diffused, classified"),
         (lambda: small(goal_dim=2), "does not pursue goals"),
         (lambda: windows(stride=2), "must be 1"),
         (lambda: windows(horizon=9), "horizon=9 must divide by 2"),
-        (lambda: small(process="ddpm").sample(2, sampler="heun"), "needs a model trained with"),
-        (lambda: small().sample(2, num_inference_steps=30), "must be odd"),
-        (lambda: small().sample(2, sampler="euler"), "choose heun, ddpm, ddim or dpmpp"),
-        (lambda: small().predict_dataloader(), "say where with synthesis.output"),
+        (lambda: sample(small(process="ddpm"), 2, sampler="heun"), "needs a model of process=edm"),
+        (lambda: sample(small(), 2, num_inference_steps=30), "must be odd"),
+        (lambda: SynthesisSampling(sampler="euler"), "choose one of heun, ddpm, ddim, dpmpp"),
+        (lambda: small().sample(2, GaussianActing()), "GaussianActing is no way to synthesize"),
     ],
 )
 def test_bad_input(make, message):

@@ -4,19 +4,14 @@ import pytest
 import torch
 from torch.nn.functional import mse_loss
 
-from diffrl_lightning import TD3BC, InputError, TransitionData
-from modules.role_tester import check_role, quiet_trainer, ready, transitions, units_do_not_matter
+from diffrl_lightning import TD3BC, Acting, InputError, TransitionData
+from modules.role_tester import quiet_trainer, ready, transitions, units_do_not_matter
 
 SMALL = {"hidden_dim": 16}
 
 
 def small(**kwargs):
     return TD3BC(**({"observation_dim": 3, "action_dim": 1} | SMALL | kwargs))
-
-
-def test_role(tmp_path, pendulum_file):
-    data = TransitionData(str(pendulum_file), batch_size=32)
-    check_role(small(policy_delay=1), data, tmp_path, noisy=False, loss="critic_loss")
 
 
 def test_losses_are_those_of_the_paper():
@@ -113,7 +108,9 @@ def test_the_actor_climbs_one_critic_over_the_size_of_its_values():
 
 def test_units():
     module = small(policy_delay=1)
-    units_do_not_matter(module, transitions(), decide=module.decide)
+    units_do_not_matter(
+        module, transitions(), decide=lambda states: module.decide(states, Acting())
+    )
 
 
 @pytest.mark.parametrize(

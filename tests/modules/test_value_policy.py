@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from diffrl_lightning import (
+    Acting,
     BehaviourCloning,
     DiffusedValue,
     FutureData,
@@ -12,7 +13,6 @@ from diffrl_lightning import (
     ValuePolicy,
 )
 from modules.role_tester import (
-    check_role,
     quiet_trainer,
     ready,
     saved,
@@ -30,22 +30,14 @@ def value_ckpt(tmp_path_factory, pendulum_file):
     return saved(module, tmp_path_factory.mktemp("value") / "value.ckpt")
 
 
-@pytest.mark.parametrize("extraction", ["regression", "ascent"])
-def test_role(tmp_path, pendulum_file, value_ckpt, extraction):
-    module = ValuePolicy(3, 1, value_ckpt=value_ckpt, extraction=extraction, hidden_dim=32)
-    data = TransitionData(str(pendulum_file), batch_size=32)
-    check_role(module, data, tmp_path, noisy=False, loss="cloning_error", lr=1e-2, steps=100)
-    assert not [name for name in module.state_dict() if name.startswith("value")]
-
-
 class Signed:
     """A value of actions: their sum; the future is the state itself."""
 
-    def advantages(self, states, actions, **sampling):
+    def advantages(self, states, actions, how):
         return actions.sum(1)
 
-    def sample_futures(self, states, *, num_samples, num_inference_steps):
-        return states[:, None].expand(-1, num_samples, -1)
+    def sample_futures(self, states, *, how):
+        return states[:, None].expand(-1, how.num_samples, -1)
 
     def rewards_of(self, states, actions):
         return actions.sum(1)
@@ -64,8 +56,8 @@ def learned(steps=300, **options):
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        module.ema.update(module.actor, step + 1)
-    return module.decide(torch.randn(500, 3)).mean().item()
+        module.ema.update(step + 1)
+    return module.decide(torch.randn(500, 3), Acting()).mean().item()
 
 
 def test_better_actions_count_for_more():
@@ -92,7 +84,9 @@ def test_the_ascent_climbs_the_reward():
 def test_units_do_not_matter(extraction):
     module = ValuePolicy(3, 1, hidden_dim=16, extraction=extraction, q_weight=0.0)
     module.value = [Signed()]
-    units_do_not_matter(module, transitions(), decide=module.decide)
+    units_do_not_matter(
+        module, transitions(), decide=lambda states: module.decide(states, Acting())
+    )
 
 
 def test_what_does_not_fit_is_refused_before_training(tmp_path, pendulum_file, value_ckpt):

@@ -173,7 +173,7 @@ def test_tracking_interpolates_between_planned_states_and_stops_at_the_end():
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"execute": "waypoints"}, "actions or states"),
+        ({"execute": "waypoints"}, "one of actions, states"),
         ({"replan_every": 0}, "at least 1"),
         ({"warm_start": True}, "needs replan_every"),
     ],

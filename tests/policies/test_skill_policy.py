@@ -30,7 +30,7 @@ def observe(n, clock):
 
 def test_a_skill_acts_for_a_while_and_sees_every_state():
     recorder = Recorder()
-    policy = SkillPolicy(recorder.choose, recorder.decode, n_action_steps=3, observation_dim=2)
+    policy = SkillPolicy(recorder.choose, recorder.decode, horizon=3, observation_dim=2)
     policy.reset(torch.ones(2, dtype=torch.bool), [0, 1])
     played = torch.stack([policy.act(observe(2, step))[1] for step in range(7)])
     assert played[:, 0].tolist() == [1, 1, 1, 2, 2, 2, 3]
@@ -43,7 +43,7 @@ def test_a_skill_acts_for_a_while_and_sees_every_state():
 
 def test_each_environment_has_a_clock_of_its_own():
     recorder = Recorder()
-    policy = SkillPolicy(recorder.choose, recorder.decode, n_action_steps=3, observation_dim=2)
+    policy = SkillPolicy(recorder.choose, recorder.decode, horizon=3, observation_dim=2)
     policy.reset(torch.ones(2, dtype=torch.bool), [0, 1])
     policy.act(observe(2, 0))
     policy.reset(torch.tensor([False, True]), [0, 5])
@@ -53,6 +53,7 @@ def test_each_environment_has_a_clock_of_its_own():
     assert policy.act(observe(2, 3))[:, 0].tolist() == [3, 2]
 
 
-def test_refuses_skills_that_do_not_act():
-    with pytest.raises(InputError, match="n_action_steps"):
-        SkillPolicy(None, None, n_action_steps=0, observation_dim=2)
+@pytest.mark.parametrize("wrong", [0, 4])
+def test_refuses_skills_that_do_not_act_or_were_not_learned_for_so_long(wrong):
+    with pytest.raises(InputError, match=r"n_action_steps=\d must lie in \[1, 3\]"):
+        SkillPolicy(None, None, horizon=3, n_action_steps=wrong, observation_dim=2)

@@ -1,0 +1,109 @@
+"""The command ``diffrl``: training, testing and the tools. Imports torch only for what needs it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from difflib import get_close_matches
+from importlib import import_module
+from pickle import UnpicklingError
+
+from diffrl_lightning import __version__
+
+LIGHTNING = {
+    "fit": "train a role, and test its best checkpoint where the configuration says so",
+    "validate": "validate a checkpoint",
+    "test": "roll out a checkpoint, and write results.json",
+    "predict": "write a dataset that a synthesizer draws",
+}
+TOOLS = {
+    "compare": "one checkpoint, many ways to act: returns and milliseconds of a decision",
+    "quality": "how near synthetic data are to real data",
+    "relabel": "a dataset with the rewards of a model",
+    "controls": "returns of random and of hand-written policies",
+    "generate": "a dataset of PointMaze, walked by a planner",
+    "value-ranks": "how well a value orders held-out states by their returns",
+    "dynamics-error": "errors of models of dynamics over held-out trajectories",
+    "imagination-error": "errors of imagined trajectories against the simulator",
+    "skill-error": "errors of latent skills, decoded in held-out states",
+    "configs": "list the shipped configurations, print one, or copy it",
+}
+OVERVIEW = """\
+Diffusion models for reinforcement learning: roles that plan, act, judge and imagine, trained from
+YAML files on offline data, and rolled out in Gymnasium.
+
+examples:
+  diffrl fit -c quickstart             a planner in a maze: data, training and test in two minutes
+  diffrl fit -c diffuser/hopper --data.dataset=mine.hdf5 --trainer.max_steps=5000
+  diffrl test -c quickstart --ckpt_path=runs/quickstart/version_0/checkpoints/best.ckpt
+
+commands, each with --help; fit -c FILE --print_config prints every option:
+"""
+_ALL_THREADS = ("controls", "generate")  # the other tools run on one thread
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run a command; bad input ends it with one sentence and exit code 2.
+
+    Args:
+        args: the command and its options; default those of the process.
+    """
+    command, *rest = [str(a) for a in (sys.argv[1:] if args is None else args)] or ["--help"]
+    if command in ("-h", "--help"):
+        width = max(map(len, LIGHTNING | TOOLS))
+        print(OVERVIEW + "\n".join(f"  {k:{width}}  {v}" for k, v in (LIGHTNING | TOOLS).items()))
+    elif command == "--version":
+        print(f"diffrl {__version__}")
+    elif command in LIGHTNING:
+        with exit_on_bad_input():
+            import_module("diffrl_lightning.cli.lightning").run([command, *rest])
+    elif command in TOOLS:
+        with exit_on_bad_input(f"diffrl {command}"):
+            _run_tool(command, rest)
+    else:
+        near = get_close_matches(command, LIGHTNING | TOOLS, 1)
+        hint = f", did you mean {near[0]!r}? There are" if near else ": use one of"
+        stop("diffrl", f"{command!r} is no command{hint} {', '.join(LIGHTNING | TOOLS)}.")
+
+
+def stop(name: str, sentence: str) -> None:
+    """End the program with one sentence and exit code 2."""
+    print(f"{name}: error: {sentence}", file=sys.stderr)
+    sys.exit(2)
+
+
+@contextmanager
+def exit_on_bad_input(name: str = "diffrl") -> Iterator[None]:
+    """End the program with one sentence and exit code 2 where the input is bad."""
+    try:
+        yield
+    except (ValueError, UnpicklingError) as error:
+        from diffrl_lightning.types import InputError
+
+        cause: BaseException | None = error  # the parser wraps what constructors raise
+        while cause is not None and not isinstance(cause, InputError | UnpicklingError):
+            cause = cause.__cause__ or cause.__context__
+        if cause is None:
+            raise
+        if isinstance(cause, UnpicklingError):
+            cause = InputError(
+                "The checkpoint holds pickled objects, which could run code and are not loaded: use "
+                "a checkpoint that this library wrote."
+            )
+        stop(name, str(cause))
+
+
+def _run_tool(command: str, args: list[str]) -> None:
+    name = command.replace("-", "_")
+    tool = getattr(import_module(f"diffrl_lightning.tools.{name}"), name)
+    if command == "configs":
+        tool(args)
+        return
+    import torch
+
+    from diffrl_lightning.cli.parsing import run_function
+
+    if command not in _ALL_THREADS:
+        torch.set_num_threads(1)
+    run_function(tool, args, prog=f"diffrl {command}")

@@ -1,0 +1,224 @@
+"""Lightning's commands, ``diffrl fit`` and others, with the links and defaults of this library."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from importlib import import_module
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities import rank_zero_info
+
+from diffrl_lightning.callbacks import Checkpoint, Rollout, SampleWriter
+from diffrl_lightning.cli.parsing import SentenceParser
+from diffrl_lightning.modules import Synthesizer
+from diffrl_lightning.modules.base import Role
+from diffrl_lightning.modules.checkpoints import ROLE_KEY, read_checkpoint
+from diffrl_lightning.modules.checks import check_data
+from diffrl_lightning.tools.configs import find_config
+from diffrl_lightning.types import InputError
+
+_LINKS = ("observation_dim", "action_dim", "goal_dim", "horizon", "stride", "num_origins")
+_CKPT_WORDS = ("best", "last", "hpc")
+_VAL_CHECK_INTERVAL = 2000
+_TRAINER_DEFAULTS = {
+    "inference_mode": False,  # value guidance needs gradients in tests
+    "num_sanity_val_steps": 0,
+    "val_check_interval": _VAL_CHECK_INTERVAL,  # optimiser steps, whatever an epoch is
+    "check_val_every_n_epoch": None,
+    "limit_val_batches": 20,
+    "logger": {
+        "class_path": "lightning.pytorch.loggers.TensorBoardLogger",
+        "init_args": {"save_dir": "runs"},
+    },
+}
+_HARMLESS = (
+    ".*does not have many workers.*",  # batches come whole from memory
+    ".*in eval mode at the start of training.*",  # the weight average always is
+    ".*treespec, LeafSpec.*",
+    ".*Your `IterableDataset` has `__len__` defined.*",  # and has its own process's part alone
+    ".*Metric `SpearmanCorrcoef` will save all.*",  # those of one validation
+    ".*args parameter is intended to run from within Python.*",
+)
+
+
+class DiffRLCLI(LightningCLI):
+    """Fills the model's dimensions from the data; adds ``rollout``, ``synthesis``, ``checkpoint``."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add groups, links and defaults."""
+        for name in _LINKS:
+            parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
+        parser.add_argument(
+            "--name",
+            type=str,
+            default="diffrl",
+            help="The run's name: it is written to runs/NAME/version_0, 1, ...",
+        )
+        parser.add_argument(
+            "--test_after_fit",
+            type=bool,
+            default=False,
+            help="After fit, test the checkpoint with the best rollout and write results.json.",
+        )
+        parser.add_lightning_class_args(Rollout, "rollout")
+        parser.add_lightning_class_args(SampleWriter, "synthesis")
+        parser.add_lightning_class_args(Checkpoint, "checkpoint")
+        parser.set_defaults(
+            {
+                "checkpoint.monitor": "val/return_mean",
+                "checkpoint.mode": "max",
+                "checkpoint.save_last": True,
+                "checkpoint.filename": "best",
+                "checkpoint.enable_version_counter": False,
+            }
+        )
+
+    def before_instantiate_classes(self) -> None:
+        """Refuse data that the role does not learn from, before their dimensions confuse it.
+
+        Without rollouts in validation, choose the checkpoint by what the role has instead.
+        """
+        config = self.config[self.config.subcommand]
+        role = _named(config.model.class_path)
+        if config.get("data"):
+            check_data(role, _named(config.data.class_path))
+        if self.config.subcommand == "predict" and not issubclass(role, Synthesizer):
+            raise InputError(
+                f"{role.__name__} makes no dataset: predict with a DataSynthesizer or a "
+                "TrajectorySynthesizer."
+            )
+        if config.rollout.val_episodes == 0 and config.checkpoint.monitor == "val/return_mean":
+            config.checkpoint.monitor, config.checkpoint.mode = role.monitor, "min"
+        _count_epochs_or_steps(config.trainer)
+
+    def instantiate_classes(self) -> None:
+        """Name the logger after the run where its own name is not given; keep the file as it was."""
+        given = self.config.clone()
+        config = self.config[self.config.subcommand]
+        for logger in _loggers(config.trainer):
+            default = inspect.signature(_named(logger.class_path)).parameters.get("name")
+            if (
+                default is not None
+                and logger.init_args.get("name", default.default) == default.default
+            ):
+                logger.init_args.name = config.name
+        self._given = given
+        super().instantiate_classes()
+
+    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
+        """Save the configuration with ``name`` alone, so that it can be given anew with another."""
+        self.config = self._given
+        return super().instantiate_trainer(**kwargs)
+
+    def before_fit(self) -> None:
+        """Refuse, before training, a test that could not be run."""
+        if self._get(self.config, "test_after_fit"):
+            self._get(self.config_init, "rollout").check(self.model, self.datamodule)
+
+    def after_fit(self) -> None:
+        """Test the best checkpoint, where that was asked for, and say where its results are."""
+        if self._get(self.config, "test_after_fit"):
+            # Without a validation there is no best one, and the model is tested as it is.
+            checkpoints: Any = self.trainer.checkpoint_callback
+            best = getattr(checkpoints, "best_model_path", None) or None
+            self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best)
+            tested = os.path.relpath(best) if best else "the model as it is at the end"
+            where = self._get(self.config_init, "rollout").results_path
+            rank_zero_info(f"Tested {tested}: {where or f'{self.trainer.log_dir}/results.json'}")
+
+    def _parse_ckpt_path(self) -> None:
+        """Check the checkpoint before anything is built, and take the model's arguments from it."""
+        config = self.config.get(self.config.get("subcommand") or "")
+        path = config.get("ckpt_path") if config else None
+        if not path or path in _CKPT_WORDS:
+            return
+        checkpoint = read_checkpoint(str(path))
+        role = checkpoint.get(ROLE_KEY)
+        wanted = config.model.class_path.rsplit(".", 1)[-1]
+        if role != wanted:
+            raise InputError(
+                f"{str(path)!r} holds {role or 'no role of this library'}, but the configuration "
+                f"asks for {wanted}: give a checkpoint or a configuration of the same role."
+            )
+        hparams = checkpoint["hyper_parameters"]
+        given = config.model.get("init_args") or {}
+        # Where other checkpoints lie by now is not a matter of this one.
+        moved = [name for name in hparams if name.endswith("_ckpt") and given.get(name)]
+        for name in ("_instantiator", "_class_path", *_LINKS, *moved):
+            hparams.pop(name, None)
+        model = {"class_path": config.model.class_path, "init_args": hparams}
+        self.config = self.parser.parse_object(
+            {self.config.subcommand: {"model": model}}, self.config
+        )
+
+
+def run(args: Sequence[str]) -> None:
+    """Run one of Lightning's commands.
+
+    Args:
+        args: of the command line; ``-c`` takes a file or the name of a shipped configuration.
+    """
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_news)
+    for harmless in _HARMLESS:
+        warnings.filterwarnings("ignore", message=harmless)
+    torch.set_float32_matmul_precision("high")
+    DiffRLCLI(
+        Role,
+        pl.LightningDataModule,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        seed_everything_default=0,
+        auto_configure_optimizers=False,
+        trainer_defaults=_TRAINER_DEFAULTS,
+        parser_class=SentenceParser,
+        parser_kwargs={"prog": "diffrl"},
+        args=list(_with_paths(args)),
+    )
+
+
+def _with_paths(args: Sequence[str]) -> Iterator[str]:
+    """The arguments, with names of configurations as their files."""
+    previous = ""
+    for arg in args:
+        option, equals, value = arg.partition("=")
+        if previous in ("-c", "--config"):
+            yield _path(arg)
+        elif equals and option in ("-c", "--config"):
+            yield f"--config={_path(value)}"
+        else:
+            yield arg
+        previous = arg
+
+
+def _path(name: str) -> str:
+    return name if name.lstrip().startswith("{") else str(find_config(name))
+
+
+def _count_epochs_or_steps(trainer: Any) -> None:
+    """Let validation follow epochs where either of the two arguments is given so."""
+    if trainer.check_val_every_n_epoch is None:
+        if isinstance(trainer.val_check_interval, float):  # a share of an epoch
+            trainer.check_val_every_n_epoch = 1
+    elif trainer.val_check_interval == _VAL_CHECK_INTERVAL:
+        trainer.val_check_interval = None
+
+
+def _loggers(trainer: Any) -> list[Any]:
+    given = trainer.logger if isinstance(trainer.logger, list) else [trainer.logger]
+    return [logger for logger in given if hasattr(logger, "class_path")]
+
+
+def _named(class_path: str) -> Any:
+    module, _, name = class_path.rpartition(".")
+    return getattr(import_module(module), name)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    return "litlogger" not in record.getMessage() and "💡" not in record.getMessage()

@@ -1,0 +1,1 @@
+"""Drawing: arrays in, matplotlib figures out."""

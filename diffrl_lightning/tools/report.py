@@ -1,0 +1,34 @@
+"""Tables in Markdown, records in JSON and pictures: what tools leave behind."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+
+def print_header(*cells: str) -> None:
+    """Begin a table with these columns."""
+    print_row(*cells)
+    print(f"|{'---|' * len(cells)}", flush=True)
+
+
+def print_row(*cells: str) -> None:
+    """A row of a table, at once."""
+    print("|" + "|".join(f" {cell} " if cell else " " for cell in cells) + "|", flush=True)
+
+
+def with_errors(means: Iterable[float], sems: Iterable[float]) -> list[str]:
+    """Means with their standard errors, as cells."""
+    return [f"{mean:.3f} +- {sem:.3f}" for mean, sem in zip(means, sems, strict=True)]
+
+
+def write(output: str, results: Mapping[str, Any], figure: Figure | None = None) -> None:
+    """Write ``<output>.json``, and ``<output>.png`` of a figure."""
+    Path(output).parent.mkdir(parents=True, exist_ok=True)
+    Path(f"{output}.json").write_text(json.dumps(results, indent=2) + "\n")
+    if figure is not None:
+        figure.savefig(f"{output}.png", dpi=120)
