@@ -31,6 +31,7 @@ print((resident() - before) / arrays)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux's /proc")
 def test_a_dataset_is_in_memory_once(tmp_path):
     small = write_d4rl(tmp_path / "small.hdf5")

@@ -266,6 +266,7 @@ def test_data_of_another_discount_or_without_sets_are_refused(tmp_path, file):
             quiet_trainer(tmp_path, max_steps=1).fit(module, datamodule=FutureData(file))
 
 
+@pytest.mark.slow
 def test_policies_are_conditioned_on_by_their_place_or_their_steps():
     """Two policies whose rewards, and so values, are 1 and 2."""
     rewards = np.repeat([[1.0], [2.0]], 20, 0).repeat(50, 1)

@@ -65,6 +65,7 @@ def test_the_network_sees_the_first_observations_of_the_window_and_all_its_actio
     assert seen["x"].shape == (4, 8, 1)
 
 
+@pytest.mark.slow
 def test_two_modes_are_kept_that_a_cloner_averages():
     """Chunks that go left with 30 % and right with 70 %, in one and the same state."""
     torch.manual_seed(0)

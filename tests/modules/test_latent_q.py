@@ -53,6 +53,7 @@ class Table(torch.nn.Module):
         return torch.eye(3)[PROPOSED[states.argmax(1)]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_critics", [1, 2, 3])
 def test_critics_learn_what_the_table_says(num_critics):
     """Batch-constrained: state 2 proposes one skill alone, and the third one, the best, is nowhere."""

@@ -188,6 +188,7 @@ def slopes(module):
     return torch.autograd.grad(rho.sum(), x)[0].masked_fill(module.known, 0.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("objective", "gradient_at", "unit"),
     [

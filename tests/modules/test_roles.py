@@ -65,9 +65,9 @@ def companions(tmp_path_factory, role_data):
 
 
 def parameters():
-    """Cases; those that differentiate a U-Net twice take long."""
+    """Cases; those of a U-Net that is differentiated for its input take long."""
     for case in ROLES:
-        slow = case.arguments.get("network") == "unet" and "objective" not in case.arguments
+        slow = case.arguments.get("network") == "unet"
         yield pytest.param(case, marks=pytest.mark.slow if slow else (), id=case.role.__name__)
 
 
