@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.utils.data import default_collate
 
-from diffrl_lightning import IDQL, Diffuser, DiffusionQL, SequenceData, TrajectoryValue
+from diffrl_lightning import IDQL, Diffuser, DiffusionQL, PlanActing, SequenceData, TrajectoryValue
 from diffrl_lightning.data import Windows
 from diffrl_lightning.data.episodes import Episodes
 from diffrl_lightning.data.sources import SourceOptions, d4rl
