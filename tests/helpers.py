@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import torch
 import yaml
 from modules.role_tester import ready, saved, small_prior, small_skills
 
@@ -65,3 +66,15 @@ def companions(role, folder, dataset):
         module.fit_normalizers(data)
         options.append(f"--model.{name}={saved(module, folder / f'{name}.ckpt')}")
     return options
+
+
+def rows(n, mean, seed):
+    """n random transitions of 3 observations and 1 action, around a mean."""
+    g = torch.Generator().manual_seed(seed)
+    return {
+        "observations": mean + torch.randn(n, 3, generator=g),
+        "actions": torch.rand(n, 1, generator=g) * 2 - 1,
+        "rewards": torch.randn(n, generator=g),
+        "next_observations": mean + torch.randn(n, 3, generator=g),
+        "terminations": torch.zeros(n),
+    }

@@ -3,6 +3,7 @@
 import lightning.pytorch as pl
 import pytest
 import torch
+from helpers import rows
 from modules.role_tester import quiet_trainer
 
 from diffrl_lightning import TD3BC, DataSynthesizer, InputError, SynthesisSampling, TransitionData
@@ -10,17 +11,6 @@ from diffrl_lightning.callbacks import Refill
 from diffrl_lightning.data import ReplayData
 
 TINY = {"hidden_dim": 32, "num_blocks": 1, "embed_dim": 16}
-
-
-def rows(n, mean, seed):
-    g = torch.Generator().manual_seed(seed)
-    return {
-        "observations": mean + torch.randn(n, 3, generator=g),
-        "actions": torch.rand(n, 1, generator=g) * 2 - 1,
-        "rewards": torch.randn(n, generator=g),
-        "next_observations": mean + torch.randn(n, 3, generator=g),
-        "terminations": torch.zeros(n),
-    }
 
 
 class World(pl.Callback):

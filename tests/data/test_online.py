@@ -4,6 +4,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from helpers import rows
 
 from diffrl_lightning import InputError, OnlineData
 from diffrl_lightning.data import ReplayBuffer, ReplayData
@@ -19,17 +20,6 @@ def step(t, episodes, terminations=(0, 0)):
         "next_observations": observations + torch.tensor([1.0, 0.0]),
         "terminations": torch.tensor(terminations).float(),
         "episodes": torch.tensor(episodes),
-    }
-
-
-def rows(n, mean, seed):
-    g = torch.Generator().manual_seed(seed)
-    return {
-        "observations": mean + torch.randn(n, 3, generator=g),
-        "actions": torch.rand(n, 1, generator=g) * 2 - 1,
-        "rewards": torch.randn(n, generator=g),
-        "next_observations": mean + torch.randn(n, 3, generator=g),
-        "terminations": torch.zeros(n),
     }
 
 
