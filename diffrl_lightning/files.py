@@ -36,17 +36,13 @@ def whole_path(path: str | Path) -> Iterator[Path]:
         yield temporary
         _sync(temporary)
         temporary.replace(target)
-        if os.name == "posix":  # elsewhere a folder can not be opened
+        with suppress(OSError):  # where a folder can be opened
             _sync(target.parent)
     except (OSError, RuntimeError) as error:  # the latter of torch and h5py
         reason = _os_error(error)
         if reason is None:
             raise
-        why = os.strerror(reason.errno) if reason.errno else reason
-        raise InputError(
-            f"{str(path)!r} can not be written ({why}): make room or write "
-            "elsewhere; what was there is as it was."
-        ) from error
+        raise cannot_write(path, reason) from error
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -63,6 +59,12 @@ def write_whole(path: str | Path, content: bytes | str) -> None:
     """Write a file at once, as :func:`whole_path`."""
     with whole_file(path) as file:
         file.write(content.encode() if isinstance(content, str) else content)
+
+
+def cannot_write(path: str | Path, error: OSError) -> InputError:
+    """What to say where a file or folder can not be written."""
+    why = os.strerror(error.errno) if error.errno else error  # h5py's own text is a paragraph
+    return InputError(f"{str(path)!r} can not be written ({why}): make room or write elsewhere.")
 
 
 def sweep(folder: Path, pattern: str) -> None:

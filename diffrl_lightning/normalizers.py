@@ -47,6 +47,17 @@ class Normalizer(nn.Module):
                 raise InputError("The data hold NaN or infinite values: remove them.")
             self._fit(dim, column)
         self.fitted.fill_(True)
+        self._check_range(data)
+
+    def _check_range(self, data: Tensor) -> None:
+        """Refuse data that are too large for the precision of the statistics."""
+        ends = self.normalize(torch.stack([data.amin(0), data.amax(0)]))
+        bad = ~ends.isfinite().all(0)
+        if bool(bad.any()):
+            raise InputError(
+                f"Dimension {int(bad.int().argmax())} of the data spans more than float32 can scale: "
+                "give it in other units."
+            )
 
     def _fit(self, dim: int, column: Tensor) -> None:
         """Take the statistics of one dimension's values (N,)."""
@@ -88,8 +99,8 @@ class GaussianNormalizer(Normalizer):
 class LimitsNormalizer(Normalizer):
     """Smallest and largest value to -1 and 1.
 
-    A dimension whose values differ by less than 1e-4 is only shifted, so that what lies beside them
-    does not explode.
+    A dimension whose values differ by less than 1e-4, or by less than a millionth of their size, is only
+    shifted, so that what lies beside them does not explode.
     """
 
     low: Tensor
@@ -102,9 +113,10 @@ class LimitsNormalizer(Normalizer):
 
     def _fit(self, dim: int, column: Tensor) -> None:
         low, high = column.aminmax()
-        if high - low < 1e-4:
-            middle = (low + high) / 2
-            low, high = middle - 1, middle + 1
+        if high - low < max(1e-4, 1e-6 * float(low.abs())):
+            middle = low / 2 + high / 2
+            margin = max(1.0, 1e-6 * float(middle.abs()))  # within the precision of large values
+            low, high = middle - margin, middle + margin
         self.low[dim], self.high[dim] = low, high
 
     def normalize(self, x: Tensor) -> Tensor:

@@ -42,6 +42,10 @@ class InputError(ValueError):
     """Input that a user can mend: its message is one sentence that names the fix."""
 
 
+class RunError(RuntimeError):
+    """A run that can not go on: its message is one sentence that says why, and what is kept."""
+
+
 def at_least(least: float, **values: float | None) -> None:
     """Refuse arguments below a bound, and NaN; None is one that was not given.
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import inspect
 import logging
 import os
+import signal
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from importlib import import_module
@@ -14,12 +16,14 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from diffrl_lightning.callbacks import Checkpoint, Rollout, SampleWriter
 from diffrl_lightning.cli.parsing import SentenceParser
 from diffrl_lightning.modules import Synthesizer
 from diffrl_lightning.modules.base import Role
-from diffrl_lightning.modules.checkpoints import ROLE_KEY, read_checkpoint
+from diffrl_lightning.modules.checkpoint_files import ROLE_KEY, read_checkpoint
+from diffrl_lightning.modules.checkpoints import check_buildable
 from diffrl_lightning.modules.checks import check_data
 from diffrl_lightning.tools.configs import find_config
 from diffrl_lightning.types import InputError
@@ -147,6 +151,7 @@ class DiffRLCLI(LightningCLI):
                 f"{str(path)!r} holds {role or 'no role of this library'}, but the configuration "
                 f"asks for {wanted}: give a checkpoint or a configuration of the same role."
             )
+        check_buildable(checkpoint, str(path))
         hparams = checkpoint["hyper_parameters"]
         given = config.model.get("init_args") or {}
         # Where other checkpoints lie by now is not a matter of this one.
@@ -169,18 +174,21 @@ def run(args: Sequence[str]) -> None:
     for harmless in _HARMLESS:
         warnings.filterwarnings("ignore", message=harmless)
     torch.set_float32_matmul_precision("high")
-    DiffRLCLI(
-        Role,
-        pl.LightningDataModule,
-        subclass_mode_model=True,
-        subclass_mode_data=True,
-        seed_everything_default=0,
-        auto_configure_optimizers=False,
-        trainer_defaults=_TRAINER_DEFAULTS,
-        parser_class=SentenceParser,
-        parser_kwargs={"prog": "diffrl"},
-        args=list(_with_paths(args)),
-    )
+    try:
+        DiffRLCLI(
+            Role,
+            pl.LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            trainer_defaults=_TRAINER_DEFAULTS,
+            parser_class=SentenceParser,
+            parser_kwargs={"prog": "diffrl"},
+            args=list(_with_paths(args)),
+        )
+    except SIGTERMException:
+        sys.exit(128 + signal.SIGTERM)
 
 
 def _with_paths(args: Sequence[str]) -> Iterator[str]:

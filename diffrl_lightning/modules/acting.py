@@ -112,7 +112,7 @@ def to_plain(how: Acting | None) -> dict[str, Any] | None:
 
 def from_plain(kind: type[Acting] | None, stored: Mapping[str, Any] | None) -> Acting | None:
     """What :func:`to_plain` has written, of this class; None where nothing was, or another."""
-    if kind is None or stored is None or stored["class_path"] != kind.__name__:
+    if kind is None or not isinstance(stored, Mapping) or stored.get("class_path") != kind.__name__:
         return None
     names = {field.name for field in fields(kind)}
     return kind(**{name: x for name, x in stored["init_args"].items() if name in names})

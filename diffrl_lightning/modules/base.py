@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from diffrl_lightning.diffusion import GaussianDiffusion, Sampling
 from diffrl_lightning.modules.acting import chosen_acting
+from diffrl_lightning.modules.checkpoint_files import CheckpointFiles
 from diffrl_lightning.modules.checks import check_data, check_discount
 from diffrl_lightning.modules.training import TrainedModule
 from diffrl_lightning.nets import EMA
@@ -108,6 +109,7 @@ class Role(TrainedModule):
 
     def setup(self, stage: str) -> None:
         """Check the data, and fit the normalisers unless a checkpoint brings them."""
+        CheckpointFiles.install(self.trainer.strategy)
         data = getattr(self.trainer, "datamodule", None)
         if data is None or stage == "predict":
             return

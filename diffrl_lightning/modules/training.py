@@ -18,6 +18,8 @@ from diffrl_lightning.types import InputError
 class TrainedModule(CompanionModule, ABC):
     """What Lightning calls in training and validation, on top of ``compute_loss``."""
 
+    updating = False  # whether weights are between two steps
+
     @abstractmethod
     def compute_loss(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a batch in environment units, and what else to log."""
@@ -43,6 +45,11 @@ class TrainedModule(CompanionModule, ABC):
             raise InputError(
                 f"In {self.float_dtype} weight averages and small steps round away: train with "
                 "precision bf16-mixed or 32, and use a lower one for tests."
+            )
+        if not (self.companions or self.is_fitted()):
+            raise InputError(
+                "The normalisers have no statistics: give the data as a datamodule, as in "
+                "trainer.fit(module, datamodule=data)."
             )
         if self.noise_seed is None:
             self.noise_seed = torch.initial_seed() % 2**32
@@ -75,7 +82,9 @@ class TrainedModule(CompanionModule, ABC):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Loss of a batch; logged every ``log_every_n_steps``, since logging costs time."""
         loss, info = self.compute_loss(batch)
-        if (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if every and (self.trainer.global_step + 1) % every == 0:
+            self.refuse_divergence(None if bool(loss.isfinite()) else "the loss")
             self.log("train/loss", loss, prog_bar=True)
             self.log_dict({f"train/{name}": value for name, value in info.items()})
         return loss
@@ -85,6 +94,7 @@ class TrainedModule(CompanionModule, ABC):
         super().optimizer_step(*args, **kwargs)
         for average in self.averages():
             average.update(self.trainer.global_step + 1)
+        self.updating = False
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Loss on held-out episodes, with the same noise at every validation."""
@@ -108,4 +118,5 @@ class TrainedModule(CompanionModule, ABC):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Bound the gradient of each group of parameters by itself."""
+        self.updating = True  # this is the last hook before weights change
         clip_gradients(self.param_groups(), gradient_clip_val, gradient_clip_algorithm)
