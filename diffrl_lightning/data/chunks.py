@@ -37,6 +37,7 @@ class Chunks(Windows):
     ) -> None:
         at_least(0, num_goals=num_goals)
         between(0, 1, discount=discount)
+        episodes.check_ends()
         super().__init__(
             episodes,
             which,

@@ -40,6 +40,7 @@ class Futures(Transitions):
         between(0, 1, discount=discount)
         at_least(1, num_draws=num_draws)
         at_least(0, context_size=context_size)
+        episodes.check_ends()
         which = np.arange(len(episodes)) if which is None else np.sort(which)  # by origin
         super().__init__(episodes, which, discount=discount, **shared)
         self.returns = torch.from_numpy(episodes.returns_to_go(discount, continue_timeouts=True))

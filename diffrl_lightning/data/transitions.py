@@ -36,12 +36,16 @@ class Transitions(StepDataset):
         super().__init__(episodes, which, usable=usable, lengths=usable, returns=returns, **shared)
         self.ahead = torch.arange(n_steps)
         self.weights = discount**self.ahead
+        self.terminate_within = episodes.terminate_within
 
     def __getitem__(self, index: int | Tensor) -> TransitionBatch:
         """Transitions of these indices, (B, ...)."""
         rows, episode = self.starts(index)
         ahead = rows[..., None] + self.ahead
         inside = ahead < self.ends[episode][..., None]
+        if self.terminate_within:
+            done = self.terminations[ahead.minimum(self.ends[episode][..., None] - 1)].long()
+            inside &= done.cumsum(-1) == done  # up to the first one
         steps = inside.sum(-1)
         last = rows + steps - 1
         rewards = self.rewards[torch.where(inside, ahead, last[..., None])]

@@ -60,6 +60,7 @@ class DiffusedValue(DiffusionModule):
     """
 
     batch_type = FutureBatch
+    needs_rewards = True
     sampling: ClassVar = FutureSampling  # how futures are drawn
 
     def __init__(
