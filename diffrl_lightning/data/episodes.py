@@ -116,6 +116,8 @@ class Episodes:
     ) -> np.ndarray:
         """Discounted sum of rewards from each step to its episode's end (N,) float32.
 
+        The last result is kept: training and validation share it.
+
         Args:
             discount: of a step.
             termination_penalty: added to the last reward of an episode that really ended.
@@ -125,6 +127,16 @@ class Episodes:
         Raises:
             InputError: if they are to go on for ever at a discount of 1.
         """
+        asked = (discount, termination_penalty, continue_timeouts)
+        kept = vars(self).get("_returns_to_go")
+        if kept is None or kept[0] != asked:
+            kept = asked, self._discounted(*asked)
+            object.__setattr__(self, "_returns_to_go", kept)
+        return kept[1]
+
+    def _discounted(
+        self, discount: float, termination_penalty: float, continue_timeouts: bool
+    ) -> np.ndarray:
         result = np.zeros(self.num_steps)
         order = np.argsort(-self.lengths, kind="stable")
         lengths, ends = self.lengths[order], self.offsets[1:][order]
