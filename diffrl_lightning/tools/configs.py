@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -62,7 +61,9 @@ def configs(args: Sequence[str]) -> None:
     if given.name and not listed:
         path = find_config(given.name)
         if given.output:
-            shutil.copyfile(path, given.output)
+            from diffrl_lightning.files import write_whole
+
+            write_whole(given.output, path.read_bytes())
             print(f"Copied {given.name} to {given.output}.")
         else:
             sys.stdout.write(path.read_text())

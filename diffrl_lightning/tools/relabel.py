@@ -35,7 +35,7 @@ def relabel(
         batch_size: steps at a time.
         source: the dataset's environment.
     """
-    if Path(output).suffix not in (".hdf5", ".h5"):
+    if Path(output).suffix.lower() not in (".hdf5", ".h5"):
         raise InputError(f"{output=} must end in .hdf5.")
     check_output(output, 0)
     model = load_role(checkpoint, "a RelativeReward", "value", "rewards_of").eval()
