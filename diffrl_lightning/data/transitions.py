@@ -11,7 +11,7 @@ from torch import Tensor
 from diffrl_lightning.data.base import OfflineData
 from diffrl_lightning.data.episodes import Episodes, RewardKind
 from diffrl_lightning.data.sampler import StepDataset
-from diffrl_lightning.types import TransitionBatch, at_least
+from diffrl_lightning.types import InputError, TransitionBatch, at_least
 
 
 class Transitions(StepDataset):
@@ -20,6 +20,9 @@ class Transitions(StepDataset):
     Steps whose next observation was not recorded are left out, as D4RL's ``qlearning_dataset``
     does, unless the episode ended there for good: then nothing depends on it. The keywords are
     those of :class:`TransitionData` and of :class:`StepDataset`.
+
+    Raises:
+        InputError: if no step is left.
     """
 
     def __init__(
@@ -34,6 +37,11 @@ class Transitions(StepDataset):
         at_least(1, n_steps=n_steps)
         usable, returns = episodes.lengths_observed, episodes.returns_to_go(discount)
         super().__init__(episodes, which, usable=usable, lengths=usable, returns=returns, **shared)
+        if not self.num_starts:
+            raise InputError(
+                "The episodes have no step with a next observation: give the file next_observations, or "
+                "episodes of more than one row."
+            )
         self.ahead = torch.arange(n_steps)
         self.weights = discount**self.ahead
         self.terminate_within = episodes.terminate_within

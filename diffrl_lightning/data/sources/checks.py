@@ -175,7 +175,9 @@ def warn_of_mismatches(dataset: str, count: int, steps: int) -> None:
         )
 
 
-def warn_of_jumps(dataset: str, observations: np.ndarray, offsets: np.ndarray) -> None:
+def warn_of_jumps(
+    dataset: str, observations: np.ndarray, offsets: np.ndarray, *, repeated: bool
+) -> None:
     """Warn of states that change inside episodes as they do where a new one begins.
 
     Changes are measured by the 95 % quantile of each entry. A jump is a step at which half of the
@@ -186,6 +188,7 @@ def warn_of_jumps(dataset: str, observations: np.ndarray, offsets: np.ndarray) -
         dataset: the file.
         observations: of its episodes (N + E, O).
         offsets: of its episodes (E + 1,).
+        repeated: whether the last row of each episode only repeats the one before.
     """
     ends = offsets[1:-1] + np.arange(len(offsets) - 2)  # last rows of all episodes but the last one
     inside = np.ones(len(observations) - 1, bool)
@@ -199,7 +202,7 @@ def warn_of_jumps(dataset: str, observations: np.ndarray, offsets: np.ndarray) -
     if not moving.any():
         return
     for k in (-3, -2, -1, 1, 2, 3):
-        rows = ends + k
+        rows = ends + k - (repeated and k < 0)
         rows = rows[(rows >= 0) & (rows < len(inside))]
         rows = rows[inside[rows]]
         beside = _changes(observations, rows)[:, moving] > 5 * usual[moving]

@@ -125,7 +125,7 @@ def _fill(
             rewards[start : start + len(block)] = block.reshape(-1)
         observations[last] = observations[last - 1]
         if "next_observations" not in file:
-            warn_of_jumps(dataset, observations, offsets)
+            warn_of_jumps(dataset, observations, offsets, repeated=True)
             return
         count = 0
         for start, block in _numbered(file, "next_observations"):

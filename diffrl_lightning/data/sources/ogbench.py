@@ -127,12 +127,19 @@ def _fill(
         if "rewards" in arrays:
             _take_steps(blocks(archive, "rewards"), step, rewards)
         if not _followed(arrays):
-            warn_of_jumps(dataset, observations, offsets)
+            warn_of_jumps(dataset, observations, offsets, repeated=False)
             return
         count = 0
         for start, block in blocks(archive, "next_observations"):
             count += take_next(dataset, start, block, offsets, observations)
     warn_of_mismatches(dataset, count, len(actions) - len(offsets) + 1)
+    final = offsets[1:-1] + np.arange(len(offsets) - 2)
+    if len(final) and np.array_equal(observations[final], observations[final + 1]):
+        warnings.warn(
+            f"{dataset!r} has next observations that lead from each episode into the next one: if the "
+            "last row of an episode is an observation alone, remove next_observations.",
+            stacklevel=2,
+        )
 
 
 def _take_steps(
