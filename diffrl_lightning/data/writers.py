@@ -8,9 +8,10 @@ import os
 import re
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from io import FileIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -18,7 +19,7 @@ from gymnasium.spaces import Box
 from tqdm.auto import tqdm
 
 from diffrl_lightning.data.episodes import Episodes
-from diffrl_lightning.files import cannot_write, whole_file
+from diffrl_lightning.files import cannot_write, whole_path
 from diffrl_lightning.types import InputError
 
 _MINARI_ID = re.compile(r"(?:[\w-]+/)*[\w-]+-v\d+")
@@ -135,7 +136,7 @@ def _write_hdf5(
     """Append the parts to a file with its metadata, which takes its name once it is whole."""
     import h5py
 
-    with whole_file(output) as raw:
+    with whole_path(output) as temporary, temporary.open("w+b", buffering=0) as raw:
         disk = _Disk(raw)
         with h5py.File(disk, "w") as file:
             for part in parts:
@@ -160,33 +161,34 @@ class _Disk:
     HDF5 can not close a file after a write that failed, and crashes when the process ends.
     """
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: FileIO) -> None:
         self.file = file
         self.error: OSError | None = None
-        self.read, self.seek, self.tell, self.flush = file.read, file.seek, file.tell, file.flush
-        self.readinto = file.readinto  # type: ignore[attr-defined]
+        self.read, self.readinto, self.flush = file.read, file.readinto, file.flush
+        self.seek, self.tell = file.seek, file.tell
 
     def write(self, block: memoryview) -> int:
         """Write, or do nothing once a write has failed."""
-        self._try(self.file.write, block)
+        done = 0
+        try:
+            while self.error is None and done < len(block):
+                done += self.file.write(block[done:])
+        except OSError as error:
+            self.error = error
         return len(block)
 
     def truncate(self, size: int) -> None:
-        """Make the file as long as this."""
-        self._try(self.file.truncate, size)
+        """Make the file as long as this, unless a write has failed."""
+        try:
+            if self.error is None:
+                self.file.truncate(size)
+        except OSError as error:
+            self.error = error
 
     def check(self) -> None:
         """Raise the error of a write that has failed."""
-        self._try(self.file.flush)
         if self.error is not None:
             raise self.error
-
-    def _try(self, call: Callable[..., Any], *args: Any) -> None:
-        if self.error is None:
-            try:
-                call(*args)
-            except OSError as error:
-                self.error = error
 
 
 def _steps(path: Path) -> Steps:

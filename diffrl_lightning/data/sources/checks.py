@@ -63,6 +63,12 @@ def not_a_file(dataset: str, path: Path, kind: str) -> InputError:
         )
 
 
+def damaged(dataset: str, kind: str, error: Exception) -> InputError:
+    """What to say of a file at which its reader failed."""
+    reason = (str(error).splitlines() or [type(error).__name__])[0][:150].strip(" .")
+    return InputError(f"{dataset!r} is damaged or not a readable {kind} file: {reason}.")
+
+
 def check_memory(what: str, num_bytes: int) -> None:
     """Refuse data that the free memory does not hold, where the system tells how much that is.
 

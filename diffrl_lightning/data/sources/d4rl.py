@@ -16,6 +16,7 @@ from diffrl_lightning.data.sources.base import DatasetInfo, SourceOptions
 from diffrl_lightning.data.sources.checks import (
     BLOCK,
     check_arrays,
+    damaged,
     flags,
     not_a_file,
     take_next,
@@ -55,7 +56,7 @@ def _open(dataset: str) -> Iterator[h5py.File]:
     except InputError:
         raise
     except (OSError, RuntimeError, KeyError, ValueError) as error:  # h5py's, of damaged files
-        raise InputError(f"{dataset!r} is damaged or can not be read: {error}.") from error
+        raise damaged(dataset, "HDF5", error) from error
 
 
 def describe(dataset: str, options: SourceOptions) -> DatasetInfo:

@@ -11,7 +11,7 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 
-from diffrl_lightning.data.sources.checks import BLOCK, not_a_file
+from diffrl_lightning.data.sources.checks import BLOCK, damaged, not_a_file
 from diffrl_lightning.types import InputError
 
 _HEADERS: dict[tuple[int, int], Any] = {
@@ -44,7 +44,7 @@ def open_npz(dataset: str) -> Iterator[zipfile.ZipFile]:
     except InputError:
         raise
     except Exception as error:  # of zipfile, zlib and numpy, each its own kinds
-        raise InputError(f"{dataset!r} is damaged or no readable npz file: {error}.") from error
+        raise damaged(dataset, "npz", error) from error
 
 
 def headers(dataset: str) -> dict[str, Header]:
