@@ -87,7 +87,7 @@ def write_dataset(
         provenance: how they came about, for the metadata.
         source: the datamodule that the model was trained on, for its environment; or None.
     """
-    steps = map(_steps, tqdm(shards, desc="Joining shards", leave=False))
+    steps = map(_steps, tqdm(shards, desc="Joining shards", leave=False, disable=None))
     write = _write_hdf5 if _is_file(output) else _write_minari
     write(output, steps, provenance, source)
 
