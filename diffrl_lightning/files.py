@@ -1,79 +1,92 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, beside their target."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import BinaryIO
 
 from diffrl_lightning.types import InputError
 
-_DAY = 86_400.0
+_DAY = 86_400.0  # seconds
 
 
 @contextmanager
-def whole_file(path: str | Path) -> Iterator[IO[bytes]]:
-    """A file to write to, which takes its name once all of it is on the disk.
+def whole_path(path: str | Path) -> Iterator[Path]:
+    """A temporary name beside a file, which takes the file's place at the end of the block.
 
-    It lies beside its target until then, so that a process that is killed, or a disk that is full,
-    leaves what was there. Leftovers of killed processes go when they are a day old.
-
-    Args:
-        path: of the target, in a folder that exists.
+    On any exception, KeyboardInterrupt included, it is removed and the older file stays as it is. Its
+    name is ``.<name>.<pid>.partial``; those that killed processes left in the folder are removed once
+    they are a day old. Missing folders are made.
 
     Raises:
-        InputError: if it can not be written.
+        InputError: if the file can not be written, naming it and the reason.
     """
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    target = Path(os.path.realpath(Path(path).expanduser()))  # of a link, what it points to
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
-        with partial.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-        _sync(path.parent)
-    except (OSError, RuntimeError) as error:
-        # Of a write that fails inside torch.save, torch raises an error of its own.
-        cause = error if isinstance(error, OSError) else error.__context__
-        if not isinstance(cause, OSError):
+        if target.is_dir():
+            raise IsADirectoryError("it is a folder")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        sweep(target.parent, ".*.partial")
+        yield temporary
+        _sync(temporary)
+        temporary.replace(target)
+        if os.name == "posix":  # elsewhere a folder can not be opened
+            _sync(target.parent)
+    except (OSError, RuntimeError) as error:  # the latter of torch and h5py
+        reason = _os_error(error)
+        if reason is None:
             raise
-        raise cannot_write(path, cause) from error
+        why = os.strerror(reason.errno) if reason.errno else reason
+        raise InputError(
+            f"{str(path)!r} can not be written ({why}): make room or write "
+            "elsewhere; what was there is as it was."
+        ) from error
     finally:
         with suppress(OSError):
-            partial.unlink()
-    sweep(path.parent, f".{path.name}.*.partial")
+            temporary.unlink(missing_ok=True)
 
 
-def write_whole(path: str | Path, content: str | bytes) -> None:
-    """Write a small file by :func:`whole_file`."""
+@contextmanager
+def whole_file(path: str | Path) -> Iterator[BinaryIO]:
+    """A binary file, open for writing and reading, as :func:`whole_path`."""
+    with whole_path(path) as temporary, temporary.open("w+b") as file:
+        yield file
+
+
+def write_whole(path: str | Path, content: bytes | str) -> None:
+    """Write a file at once, as :func:`whole_path`."""
     with whole_file(path) as file:
         file.write(content.encode() if isinstance(content, str) else content)
 
 
-def cannot_write(path: str | Path, error: OSError) -> InputError:
-    """What to say where a file or folder can not be written."""
-    return InputError(
-        f"{str(path)!r} can not be written ({error.strerror or error}): make room or write elsewhere."
-    )
-
-
 def sweep(folder: Path, pattern: str) -> None:
-    """Remove files of this pattern that are older than a day, which killed processes have left."""
+    """Remove files and folders of this pattern that killed processes left more than a day ago."""
     for leftover in folder.glob(pattern):
-        with suppress(OSError):  # another process may sweep too
-            if time.time() - leftover.stat().st_mtime > _DAY:
-                leftover.unlink()
+        with suppress(OSError):  # another process may be at it, or may be their owner
+            if time.time() - leftover.lstat().st_mtime > _DAY:
+                if leftover.is_dir() and not leftover.is_symlink():
+                    shutil.rmtree(leftover, ignore_errors=True)
+                else:
+                    leftover.unlink()
 
 
-def _sync(folder: Path) -> None:
-    """Let the folder's entry reach the disk too, where the system can."""
-    with suppress(OSError):
-        entry = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(entry)
-        finally:
-            os.close(entry)
+def _sync(path: Path) -> None:
+    """Wait until a file's content, or a folder's names, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _os_error(error: BaseException | None) -> OSError | None:
+    """The failed system call behind an exception, such as torch's when a disk is full."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__cause__ or error.__context__
+    return error

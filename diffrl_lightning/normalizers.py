@@ -99,8 +99,8 @@ class GaussianNormalizer(Normalizer):
 class LimitsNormalizer(Normalizer):
     """Smallest and largest value to -1 and 1.
 
-    A dimension whose values differ by less than 1e-4, or by less than a millionth of their size, is only
-    shifted, so that what lies beside them does not explode.
+    A dimension whose values differ by less than 1e-4, or by less than a millionth of their size, is
+    only shifted, so that what lies beside them does not explode.
     """
 
     low: Tensor

@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 from diffrl_lightning.callbacks.versions import versions
 from diffrl_lightning.envs.evaluate import Evaluation, evaluate
 from diffrl_lightning.envs.pointmaze import Maze
+from diffrl_lightning.files import write_whole
 from diffrl_lightning.metrics import RolloutMetrics
 from diffrl_lightning.types import Acting, EnvSource, InputError, Policy, at_least
 
@@ -93,7 +94,8 @@ class Rollout(pl.Callback):
         result = self._run(trainer, pl_module, self.seed, self.num_episodes)
         self._log(pl_module, result, "test")
         folder = Path(trainer.log_dir or trainer.default_root_dir)  # a collective call
-        self._write(trainer, result, folder)
+        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self._write(trainer, result, folder)
 
     def _run(
         self, trainer: pl.Trainer, pl_module: Any, seed: int, num_episodes: int
@@ -146,8 +148,7 @@ class Rollout(pl.Callback):
             "versions": {"python": platform.python_version()} | versions(*_PACKAGES),
         }
         path = Path(self.results_path) if self.results_path else folder / "results.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(record, indent=2) + "\n")
+        write_whole(path, json.dumps(record, indent=2) + "\n")
         tqdm.write(f"Results: {path}")
 
 

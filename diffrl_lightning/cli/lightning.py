@@ -5,11 +5,13 @@ from __future__ import annotations
 import inspect
 import logging
 import os
+import re
 import signal
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -100,6 +102,10 @@ class DiffRLCLI(LightningCLI):
             )
         if config.rollout.val_episodes == 0 and config.checkpoint.monitor == "val/return_mean":
             config.checkpoint.monitor, config.checkpoint.mode = role.monitor, "min"
+        if config.trainer.barebones:
+            raise InputError(
+                "trainer.barebones times a bare loop without checkpoints and rollouts: use it in Python."
+            )
         _count_epochs_or_steps(config.trainer)
 
     def instantiate_classes(self) -> None:
@@ -117,7 +123,15 @@ class DiffRLCLI(LightningCLI):
         super().instantiate_classes()
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
-        """Save the configuration with ``name`` alone, so that it can be given anew with another."""
+        """Save the configuration with ``name`` alone, so that it can be given anew with another.
+
+        Without a logger the run has its folder all the same, so that none writes over another.
+        """
+        config = self._given[self.config.subcommand]
+        if not config.trainer.logger and not config.trainer.default_root_dir:
+            kwargs["default_root_dir"] = str(_next_version(Path("runs") / config.name))
+        if config.trainer.enable_checkpointing is False:
+            self._parser(self.subcommand).callback_keys.remove("checkpoint")
         self.config = self._given
         return super().instantiate_trainer(**kwargs)
 
@@ -133,6 +147,8 @@ class DiffRLCLI(LightningCLI):
             checkpoints: Any = self.trainer.checkpoint_callback
             best = getattr(checkpoints, "best_model_path", None) or None
             self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best)
+            if self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+                return
             tested = os.path.relpath(best) if best else "the model as it is at the end"
             where = self._get(self.config_init, "rollout").results_path
             rank_zero_info(f"Tested {tested}: {where or f'{self.trainer.log_dir}/results.json'}")
@@ -216,6 +232,12 @@ def _count_epochs_or_steps(trainer: Any) -> None:
             trainer.check_val_every_n_epoch = 1
     elif trainer.val_check_interval == _VAL_CHECK_INTERVAL:
         trainer.val_check_interval = None
+
+
+def _next_version(folder: Path) -> Path:
+    """The folder of a run that comes after those that are there, as TensorBoard's logger counts."""
+    taken = [re.fullmatch(r"version_(\d+)", path.name) for path in folder.glob("version_*")]
+    return folder / f"version_{max([int(found[1]) + 1 for found in taken if found], default=0)}"
 
 
 def _loggers(trainer: Any) -> list[Any]:

@@ -18,6 +18,8 @@ from torch.utils.data import DataLoader
 from diffrl_lightning.data.episodes import Episodes, concatenate, reward_map
 from diffrl_lightning.data.sampler import (
     BatchSampler,
+    FixedBatchSampler,
+    PassSampler,
     ResumableLoader,
     StepDataset,
     batches_drawn,
@@ -220,12 +222,19 @@ class OfflineData(MakesEnvs, pl.LightningDataModule, TrainingData, ABC):
             )
 
     def train_dataloader(self) -> DataLoader:
-        """Batches that are a function of the seed and of their number."""
+        """Batches that are a function of the seed and of their number.
+
+        Without a trainer, passes over the data, each in another order.
+        """
+        if self.trainer is None:
+            return self._loader(self.train_data, PassSampler)
+        if self.trainer.overfit_batches:  # type: ignore[attr-defined]
+            return self._loader(self.train_data, FixedBatchSampler)
         return self._loader(self.train_data, position=batches_drawn(self.trainer))
 
     def val_dataloader(self) -> DataLoader:
         """One pass over the held-out episodes, in a fixed random order."""
-        return self._loader(self.val_data)
+        return self._loader(self.val_data, FixedBatchSampler)
 
     def predict_dataloader(self) -> DataLoader:
         """What the callback :class:`~diffrl_lightning.SampleWriter` asks this process to draw."""
@@ -233,8 +242,13 @@ class OfflineData(MakesEnvs, pl.LightningDataModule, TrainingData, ABC):
             raise InputError("predict writes a dataset: say where with synthesis.output.")
         return self.prediction_jobs
 
-    def _loader(self, dataset: Any, position: Callable[[], int] = lambda: 0) -> DataLoader:
-        sampler = BatchSampler(
+    def _loader(
+        self,
+        dataset: Any,
+        order: type[BatchSampler] = BatchSampler,
+        position: Callable[[], int] = lambda: 0,
+    ) -> DataLoader:
+        sampler = order(
             len(dataset),
             batch_size=self.batch_size,
             seed=self.seed,

@@ -61,7 +61,8 @@ class GrowingData(pl.LightningDataModule, TrainingData, ABC):
 
     def train_dataloader(self) -> DataLoader:
         """Batches of what there is when each is drawn."""
-        batches = BatchStream(self.batch, self.batches_per_epoch, batches_drawn(self.trainer))
+        count = self.batches_per_epoch
+        batches = BatchStream(self.batch, count, batches_drawn(self.trainer, count))
         return ResumableLoader(batches, batch_size=None, pin_memory=self.pin_memory)
 
     def training_rows(self, name: RowName) -> tuple[Tensor, None]:
