@@ -104,7 +104,7 @@ class DiffRLCLI(LightningCLI):
             config.checkpoint.monitor, config.checkpoint.mode = role.monitor, "min"
         if config.trainer.barebones:
             raise InputError(
-                "trainer.barebones times a bare loop without checkpoints and rollouts: use it in Python."
+                "trainer.barebones times a loop without checkpoints and rollouts: use it in Python."
             )
         _count_epochs_or_steps(config.trainer)
 
