@@ -18,14 +18,15 @@ from diffrl_lightning.callbacks.versions import versions
 from diffrl_lightning.envs.evaluate import Evaluation, evaluate
 from diffrl_lightning.envs.pointmaze import Maze
 from diffrl_lightning.files import write_whole
+from diffrl_lightning.inputs import RangeChecked
 from diffrl_lightning.metrics import RolloutMetrics
-from diffrl_lightning.types import Acting, EnvSource, InputError, Policy, at_least
+from diffrl_lightning.types import Acting, EnvSource, InputError, Policy
 
 _VALIDATION_SEEDS = 1_000_000  # added to the seed, so that tests see episodes of their own
 _PACKAGES = ("diffrl_lightning", "torch", "lightning", "gymnasium", "numpy")
 
 
-class Rollout(pl.Callback):
+class Rollout(RangeChecked, pl.Callback):
     """Evaluates a role's policy in the datamodule's environment.
 
     Episode i starts from ``seed + i`` in tests, and from ``seed + 1000000 + i`` in validation, by
@@ -56,8 +57,6 @@ class Rollout(pl.Callback):
         results_path: str | None = None,
         keep_episodes: int = 8,
     ) -> None:
-        at_least(1, num_episodes=num_episodes, num_envs=num_envs)
-        at_least(0, val_episodes=val_episodes, keep_episodes=keep_episodes)
         self.num_episodes, self.val_episodes, self.seed = num_episodes, val_episodes, seed
         self.num_envs, self.asynchronous = num_envs, asynchronous
         self.acting, self.results_path, self.keep_episodes = acting, results_path, keep_episodes

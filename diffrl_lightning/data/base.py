@@ -26,7 +26,8 @@ from diffrl_lightning.data.sampler import (
 )
 from diffrl_lightning.data.sources import SourceOptions, reader
 from diffrl_lightning.envs.make import EnvConfig
-from diffrl_lightning.types import InputError, RowName, TrainingData, at_least, shares
+from diffrl_lightning.inputs import RangeChecked
+from diffrl_lightning.types import InputError, RowName, TrainingData
 
 
 class MakesEnvs:
@@ -56,7 +57,7 @@ class MakesEnvs:
         return DataLoader([0])  # type: ignore[arg-type]
 
 
-class OfflineData(MakesEnvs, pl.LightningDataModule, TrainingData, ABC):
+class OfflineData(RangeChecked, MakesEnvs, pl.LightningDataModule, TrainingData, ABC):
     """What all datamodules of datasets share: reading, splitting, loading, and the environment.
 
     The constructor reads metadata only (a Minari dataset that is not on disk is downloaded for them);
@@ -102,10 +103,6 @@ class OfflineData(MakesEnvs, pl.LightningDataModule, TrainingData, ABC):
         **source: Any,
     ) -> None:
         super().__init__()
-        at_least(1, batch_size=batch_size)
-        shares(train_fraction=train_fraction)
-        if not 0 <= val_fraction < 1:
-            raise InputError(f"{val_fraction=} must lie in [0, 1).")
         if ref_scores is not None and not ref_scores[0] < ref_scores[1]:
             raise InputError(f"{ref_scores=} must be a lower and a higher return.")
         self.datasets = [dataset] if isinstance(dataset, str) else list(dataset)

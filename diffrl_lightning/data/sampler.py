@@ -18,7 +18,7 @@ from torch.utils.data import (
 )
 
 from diffrl_lightning.data.episodes import Episodes
-from diffrl_lightning.types import at_least
+from diffrl_lightning.inputs import RangeChecked
 
 
 class BatchSampler(DistributedSampler):
@@ -155,7 +155,7 @@ def batches_drawn(trainer: Any, batches_per_epoch: int = 0) -> Callable[[], int]
     return lambda: progress.total.ready
 
 
-class StepDataset(Dataset):
+class StepDataset(RangeChecked, Dataset):
     """Items that begin at steps of episodes, indexed a whole batch at a time.
 
     An index may be an integer or a tensor of indices (B,); ``__getitems__`` makes a batch of a list.
@@ -185,8 +185,6 @@ class StepDataset(Dataset):
         start_repeats: int = 1,
         reward_map: tuple[float, float] = (1.0, 0.0),
     ) -> None:
-        at_least(0, start_steps=start_steps)
-        at_least(1, start_repeats=start_repeats)
         which = np.arange(len(episodes)) if which is None else np.asarray(which)
         repeated = [np.minimum(usable[which], start_steps)] * (start_repeats - 1)
         counts, which = np.concatenate([usable[which], *repeated]), np.tile(which, start_repeats)

@@ -11,7 +11,7 @@ from torch import Tensor
 from diffrl_lightning.data.base import OfflineData
 from diffrl_lightning.data.episodes import Episodes, RewardKind
 from diffrl_lightning.data.sampler import StepDataset
-from diffrl_lightning.types import TransitionBatch, at_least
+from diffrl_lightning.types import TransitionBatch
 
 
 class Transitions(StepDataset):
@@ -31,7 +31,6 @@ class Transitions(StepDataset):
         n_steps: int = 1,
         **shared: Any,
     ) -> None:
-        at_least(1, n_steps=n_steps)
         usable, returns = episodes.lengths_observed, episodes.returns_to_go(discount)
         super().__init__(episodes, which, usable=usable, lengths=usable, returns=returns, **shared)
         self.ahead = torch.arange(n_steps)
@@ -81,7 +80,6 @@ class TransitionData(OfflineData):
         n_steps: int = 1,
         **shared: Any,
     ) -> None:
-        at_least(1, n_steps=n_steps)
         super().__init__(dataset, **shared)
         self.rewards = rewards
         self.keep(n_steps=n_steps)

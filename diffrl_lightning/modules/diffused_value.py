@@ -19,11 +19,12 @@ from diffrl_lightning.diffusion import (
     geometric,
     make_betas,
 )
+from diffrl_lightning.inputs import between
 from diffrl_lightning.modules.base import DiffusionModule
 from diffrl_lightning.modules.futures import FutureConditions, FutureSampling, encode_offset
 from diffrl_lightning.nets import ConditionalDenoiser, ConditionalMLP, ResidualMLP
 from diffrl_lightning.normalizers import NormalizerKind, TrajectoryNormalizer, make_normalizer
-from diffrl_lightning.types import FutureBatch, Generators, InputError, TrainingData, between
+from diffrl_lightning.types import FutureBatch, Generators, InputError, TrainingData
 
 _ROWS = 2**14  # futures drawn at a time: more do not fit the caches of a CPU
 

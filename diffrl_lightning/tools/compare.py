@@ -15,6 +15,7 @@ from diffrl_lightning.callbacks.rollout import roll_out
 from diffrl_lightning.data import SequenceData
 from diffrl_lightning.data.sources.base import SourceOptions
 from diffrl_lightning.figures.charts import draw_trade_offs
+from diffrl_lightning.inputs import check_ranges
 from diffrl_lightning.tools import report
 from diffrl_lightning.tools.configs import find_config
 from diffrl_lightning.tools.sources import load_role
@@ -58,6 +59,7 @@ def compare(
         output: path of the files, without ending.
         source: the dataset's environment.
     """
+    check_ranges(locals())
     variants = _read_rows(rows, only)
     data = SequenceData(dataset, **vars(SourceOptions(**source)))
     seeds: Sequence[int | None] = train_seeds or [None]
