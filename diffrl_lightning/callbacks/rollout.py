@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_only
 from tqdm.auto import tqdm
 
+from diffrl_lightning.callbacks.checkpoint import stop_if_asked
 from diffrl_lightning.callbacks.versions import versions
 from diffrl_lightning.envs.evaluate import Evaluation, evaluate
 from diffrl_lightning.envs.pointmaze import Maze
@@ -112,6 +115,7 @@ class Rollout(RangeChecked, pl.Callback):
                 asynchronous=self.asynchronous,
                 keep_episodes=self.keep_episodes,
                 show_progress=trainer.is_global_zero,
+                after_step=partial(stop_if_asked, trainer),
             )
         pl_module.train(was_training)
         # Reduced where the processes talk; other devices may not know float64.
@@ -160,6 +164,7 @@ def roll_out(
     asynchronous: bool = False,
     keep_episodes: int = 0,
     show_progress: bool = True,
+    after_step: Callable[[], Any] = lambda: None,
 ) -> tuple[Evaluation, RolloutMetrics]:
     """Run one episode of a policy for each seed.
 
@@ -171,16 +176,20 @@ def roll_out(
         asynchronous: run every environment in a process of its own.
         keep_episodes: of how many episodes the path is kept.
         show_progress: show a bar of environment steps.
+        after_step: called after each step of all environments; it may end them by an exception.
 
     Returns:
         The episodes and their statistics.
     """
     envs = source.make_vector_env(max(1, min(num_envs, len(seeds))), asynchronous)
     silent = None if show_progress else True  # None: where no one looks
-    bar = tqdm(desc="Rollout", unit="step", leave=False, disable=silent)
-    evaluation = evaluate(policy, envs, seeds, keep_paths=keep_episodes, progress=bar.update)
-    bar.close()
-    envs.close()
+    with tqdm(desc="Rollout", unit="step", leave=False, disable=silent) as bar, closing(envs):
+
+        def progress(steps: int) -> None:
+            bar.update(steps)
+            after_step()
+
+        evaluation = evaluate(policy, envs, seeds, keep_paths=keep_episodes, progress=progress)
     metrics = RolloutMetrics(source.ref_scores)
     episodes = evaluation.episodes
     metrics.update("return", torch.tensor([e.episode_return for e in episodes]))
