@@ -150,7 +150,7 @@ def jobs(root, tmpdir):
         "--synthesis.shard_size=20", "--synthesis.sampling=SynthesisSampling",
         "--synthesis.sampling.num_inference_steps=101",
     )  # fmt: skip
-    maze = fit("td3_bc", "pointmaze/open", "--trainer.max_steps=1", "--data.generate_steps=60000")
+    maze = fit("td3_bc", "pointmaze/open", "--trainer.max_steps=1", "--data.goal_key=none", "--data.generate_steps=60000")
     generate = ("generate", "pointmaze/open", "--num_steps=20000")
     found = {
         role: (Training, fit(role, dataset, f"--trainer.max_steps={steps}"))
