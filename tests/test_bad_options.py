@@ -37,7 +37,7 @@ NUMBERS = [
     ("model.lr=-1", "lr=-1.0 must be above 0."),
     ("model.lr=.nan", "lr=nan must be a finite number."),
     ("model.dim=0", "dim=0 must be at least 1."),
-    ("model.dim=1000000000", "dim=1000000000 must be at most 65536."),
+    ("model.dim=1000000000", "dim=1000000000 must be at most 16384."),
 ]
 KINDS = [
     ("model.lr=abc", "lr=abc must be a number."),
@@ -199,4 +199,28 @@ def test_no_row_of_a_comparison_runs_code(code, tmp_path, capsys):
     (tmp_path / "rows.yaml").write_text(f"a: {code.format(canary)}")
     said = sentence("compare", tmp_path / "rows.yaml", "x.ckpt", "x.hdf5", capsys=capsys)
     assert "is no plain YAML" in said
+    assert not canary.exists()
+
+
+# A value of any kind, which the parser would take for a class to build, to see whether it is built.
+BUILT = "{{class_path: logging.FileHandler, init_args: {{filename: {}}}}}"
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["imagination-error", "Pendulum-v1", "x.ckpt", "--env_kwargs={x: %s}"], "There is no che"),
+        (["dynamics-error", "DATA", "{m: x.ckpt}", "--sampling={m: {a: %s}}"], "There is no check"),
+        (["fit", "--data.env_kwargs={x: %s}"], "Environment 'Pendulum-v1' can not be made"),
+        (["fit", "--trainer.callbacks={class_path: LambdaCallback, init_args: {setup: %s}}"],
+         "setup={'class_path': 'logging.FileHandler'"),
+    ],
+)  # fmt: skip
+def test_values_of_any_kind_build_nothing(args, said, tmp_path, monkeypatch, capsys, pendulum_file):
+    monkeypatch.chdir(tmp_path)
+    canary = tmp_path / "pwned"
+    args = [a.replace("%s", BUILT.format(canary)).replace("DATA", str(pendulum_file)) for a in args]
+    if args[0] == "fit":
+        args = fit_args(pendulum_file, *args[1:])
+    assert sentence(*args, capsys=capsys).startswith(said)
     assert not canary.exists()

@@ -18,7 +18,10 @@ from diffrl_lightning.types import Acting
 _MARKS = "\x02{}\x03"
 _OF_THE_PARSER = ("help", "print_shtab", "subcommand")
 
-set_parsing_settings(subclasses_enabled=[Acting])  # files and options merge fields of ways to act
+set_parsing_settings(
+    subclasses_enabled=[Acting],  # files and options merge fields of ways to act
+    instantiate_subclass_spec_in_any=False,  # env_kwargs and the like call nothing
+)
 
 
 class SentenceErrors:

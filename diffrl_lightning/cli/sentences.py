@@ -135,7 +135,7 @@ def plain(message: str) -> str:
         key = text.partition(":")[0]
         given = re.search(r"Given value: (.*)", text) or re.search(r"Got value: (.*)", text)
         kinds = re.findall(r"Expected an? ([^\n]+?)(?:\. Got value: .*)?$", text, re.MULTILINE)
-        text = f"{key}={given[1] if given else 'This'} must be {_alternatives(kinds)}"
+        text = f"{key}={given[1] if given else 'this'} must be {_alternatives(kinds)}"
     text = text.replace("required: fit.", "required: --").replace("NoneType", "null")
     return re.sub(r"\s*\n\s*", " ", text).strip().rstrip(".") + "."
 
@@ -154,6 +154,8 @@ def _alternatives(kinds: Iterable[str]) -> str:
             words.append(_KINDS.get(name, name))
     if choices:
         words.insert(0, f"one of {', '.join(dict.fromkeys(choices))}")
+    if words in ([], ["null"]):
+        return "of another kind, or left out"
     if "a number" in words:
         words = [word for word in words if word != "a whole number"]
     return " or ".join(dict.fromkeys(words))
