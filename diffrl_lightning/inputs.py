@@ -84,7 +84,7 @@ def _each(names: str, allowed: Range) -> dict[str, Range]:
     return dict.fromkeys(names.split(), allowed)
 
 
-_WIDTH = _whole(1, 65_536)
+_WIDTH = _whole(1, 16_384)
 _LENGTH = _whole(1, 100_000)  # steps of a trajectory or of a diffusion
 _SOME, _ANY = _whole(1), _whole(0)
 _FINITE = Range()
@@ -97,13 +97,13 @@ _SEED = 2**32 - 1  # the greatest that numpy and Lightning take
 
 # Every number that a role, a datamodule, a way to act, a callback or a tool takes, by its name, which
 # means the same everywhere. The constructor adds what a class needs beyond that. Upper bounds lie far
-# above what is of use, and refuse what no memory holds.
+# above what is of use, and refuse most of what no memory holds.
 RANGES: dict[str, Range] = {
     # networks
     **_each("dim hidden_dim critic_hidden_dim policy_dim embed_dim latent_dim", _WIDTH),
     **_each("num_layers critic_layers depth num_blocks", _whole(1, 1_000)),
     **_each("num_heads num_critics num_members", _whole(1, 1_000)),
-    "dim_mults": _whole(1, 1_000, many=True),
+    "dim_mults": _whole(1, 64, many=True),
     "dropout": _CHANCE,
     "min_std": _POSITIVE,
     "initial_std": _POSITIVE,

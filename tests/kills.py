@@ -3,9 +3,9 @@
     PYTHONPATH=tests:tests/data python tests/kills.py --kills 24 --tmpdir /dev/shm
 
 Six roles are trained with ``last.ckpt`` written every few steps, one of them while it acts in its
-environment; a synthesizer draws a dataset; PointMaze is generated; a Minari dataset is cached. Each is run
-once undisturbed. Then it is killed by SIGKILL, at a random time or twice, and started again with the same
-command; its result is compared with the undisturbed one, array by array. SIGTERM and SIGINT follow.
+environment; a synthesizer draws a dataset; PointMaze is generated; a Minari dataset is cached. Each
+is run once undisturbed. Then it is killed by SIGKILL, at a random time or twice, and started again;
+its result is compared with the undisturbed one, array by array. SIGTERM and SIGINT follow.
 """
 
 import argparse
@@ -30,8 +30,8 @@ from diffrl_lightning import DataSynthesizer, TransitionData
 from diffrl_lightning.modules.checkpoint_files import read_checkpoint
 
 ONLINE = (
-    "--data=OnlineData", "--data.env_id=InvertedPendulum-v5", "--data.horizon=8", "--data.batch_size=32",
-    "--data.prefill_steps=100", "--trainer.callbacks=Collect",
+    "--data=OnlineData", "--data.env_id=InvertedPendulum-v5", "--data.horizon=8",
+    "--data.batch_size=32", "--data.prefill_steps=100", "--trainer.callbacks=Collect",
 )  # fmt: skip
 SAVED = (
     "--checkpoint.every_n_train_steps=5", "--trainer.val_check_interval=40", "--rollout.val_episodes=0",
@@ -150,7 +150,13 @@ def jobs(root, tmpdir):
         "--synthesis.shard_size=20", "--synthesis.sampling=SynthesisSampling",
         "--synthesis.sampling.num_inference_steps=101",
     )  # fmt: skip
-    maze = fit("td3_bc", "pointmaze/open", "--trainer.max_steps=1", "--data.goal_key=none", "--data.generate_steps=60000")
+    maze = fit(
+        "td3_bc",
+        "pointmaze/open",
+        "--trainer.max_steps=1",
+        "--data.goal_key=none",
+        "--data.generate_steps=60000",
+    )
     generate = ("generate", "pointmaze/open", "--num_steps=20000")
     found = {
         role: (Training, fit(role, dataset, f"--trainer.max_steps={steps}"))
@@ -188,7 +194,7 @@ def kill(make, expected, seconds, rng, times):
             done.append(round(wait, 1))
         process.communicate()
         job.check()
-        if not done or len(done) < times and process.returncode == 0:
+        if not done or (len(done) < times and process.returncode == 0):
             break
     equal = same(job.finish(), expected)
     job.check()
@@ -220,7 +226,10 @@ def main():
     parser.add_argument("--jobs", nargs="*", default=None)
     options = parser.parse_args()
     rng, failed = random.Random(options.seed), 0
-    with tempfile.TemporaryDirectory() as root, tempfile.TemporaryDirectory(dir=options.tmpdir) as tmp:
+    with (
+        tempfile.TemporaryDirectory() as root,
+        tempfile.TemporaryDirectory(dir=options.tmpdir) as tmp,
+    ):
         makers = jobs(Path(root), Path(tmp))
         names = options.jobs or [*makers]
         whole = {}

@@ -19,6 +19,7 @@ from diffrl_lightning.cli import TOOLS
 from diffrl_lightning.data.online import ReplayData
 from diffrl_lightning.envs.make import EnvConfig
 from diffrl_lightning.inputs import RANGES, check_ranges
+from diffrl_lightning.modules.optimization import clip_gradients
 from diffrl_lightning.types import Acting, InputError
 
 
@@ -132,7 +133,7 @@ def test_arguments_of_classes_of_ones_own_are_numbers():
 
 
 def test_sizes_that_no_memory_holds_are_refused():
-    with pytest.raises(InputError, match="dim=1000000000 must be at most 65536"):
+    with pytest.raises(InputError, match="dim=1000000000 must be at most 16384"):
         Diffuser(3, 1, horizon=8, dim=10**9)
     with pytest.raises(InputError, match="horizon=10000000 must be at most 100000"):
         SequenceData("x", horizon=10**7)
@@ -147,3 +148,8 @@ def test_the_base_of_ways_to_act_checks_subclasses():
     assert Acting() == Acting()
     with pytest.raises(InputError, match="temperature=-1 must be at least 0"):
         IDQLActing(temperature=-1)
+
+
+def test_a_negative_bound_of_gradients():
+    with pytest.raises(InputError, match=r"gradient_clip_val=-1\.0 must be at least 0"):
+        clip_gradients([], -1.0)

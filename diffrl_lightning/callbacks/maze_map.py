@@ -35,6 +35,7 @@ class MazeMap(ValidationPicture):
     """
 
     picture = "maze"
+    val_metrics = ("occupancy_distance",)
 
     def __init__(
         self,

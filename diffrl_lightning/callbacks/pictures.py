@@ -17,6 +17,7 @@ from diffrl_lightning.inputs import RangeChecked
 class ValidationPicture(RangeChecked, pl.Callback, ABC):
     """Draws ``NAME_val.png``, ``val/NAME`` in TensorBoard, after each validation."""
 
+    val_metrics: ClassVar[tuple[str, ...]] = ()  # that validations log
     picture: ClassVar[str]  # NAME
 
     @abstractmethod

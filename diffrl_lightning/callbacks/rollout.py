@@ -9,7 +9,7 @@ from contextlib import closing
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning.pytorch as pl
 import torch
@@ -48,6 +48,17 @@ class Rollout(RangeChecked, pl.Callback):
         results_path: where a test writes its figures; default ``results.json`` in the run's folder.
         keep_episodes: of how many episodes the path is kept for pictures.
     """
+
+    val_metrics: ClassVar = (  # that validations log; the last three where they are known
+        "return_mean",
+        "return_sem",
+        "episode_length",
+        "num_episodes",
+        "decision_ms",
+        "normalized_score",
+        "success_rate",
+        "wall_free_rate",
+    )
 
     def __init__(
         self,

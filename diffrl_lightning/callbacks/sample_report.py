@@ -28,6 +28,7 @@ class SampleReport(ValidationPicture):
     """
 
     picture = "samples"
+    val_metrics = ("marginal", "correlation")
 
     def __init__(self, num_samples: int = 2_000, sampling: Acting | None = None) -> None:
         at_least(2, num_samples=num_samples)

@@ -36,6 +36,7 @@ class SkillFigure(ValidationPicture):
     """
 
     picture = "skills"
+    val_metrics = ("end_distance",)
 
     def __init__(self, num_points: int = 4_096, num_starts: int = 3, num_skills: int = 100) -> None:
         at_least(3, num_points=num_points)

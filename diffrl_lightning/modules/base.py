@@ -47,6 +47,7 @@ class Role(RangeChecked, TrainedModule):
     batch_type: ClassVar[type] = SequenceBatch  # what it learns from
     learns_online: ClassVar[bool] = False  # from data that grow meanwhile
     takes_goals: ClassVar[bool] = False
+    val_metrics: ClassVar[tuple[str, ...]] = ("loss",)  # that validations log, without rollouts
     monitor: ClassVar[str | None] = (
         "val/loss"  # of the best checkpoint without rollouts; None: last
     )

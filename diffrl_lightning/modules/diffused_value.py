@@ -61,6 +61,7 @@ class DiffusedValue(DiffusionModule):
     """
 
     batch_type = FutureBatch
+    val_metrics = ("loss", "rank_correlation")
     sampling: ClassVar = FutureSampling  # how futures are drawn
 
     def __init__(

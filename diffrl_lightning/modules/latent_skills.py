@@ -46,6 +46,7 @@ class LatentSkills(DiffusionModule):
     """
 
     batch_type = ChunkBatch
+    val_metrics = ("loss", *_ERRORS)
     takes_goals = True  # but goals are no part of a skill
     acting = SkillActing
 

@@ -11,7 +11,7 @@ import lightning.pytorch as pl
 import torch
 from torch import nn
 
-from diffrl_lightning.inputs import one_of
+from diffrl_lightning.inputs import check_ranges, one_of
 from diffrl_lightning.types import InputError
 
 _STILL = re.compile("position|bias")  # parameters that do not decay, beside those of one dimension
@@ -80,6 +80,7 @@ def clip_gradients(
     groups: list[dict[str, Any]], bound: float | None, algorithm: str | None = None
 ) -> None:
     """Bound the gradient of each group of parameters by itself, by norm or by ``value``."""
+    check_ranges({"gradient_clip_val": bound})
     if not bound:
         return
     clip = nn.utils.clip_grad_value_ if algorithm == "value" else nn.utils.clip_grad_norm_
