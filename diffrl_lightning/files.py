@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 from diffrl_lightning.types import InputError
 
 _DAY = 86_400.0  # seconds
+
+T = TypeVar("T")
 
 
 @contextmanager
@@ -29,24 +32,16 @@ def whole_path(path: str | Path) -> Iterator[Path]:
     target = Path(os.path.realpath(Path(path).expanduser()))  # of a link, what it points to
     temporary = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
-        if target.is_dir():
-            raise IsADirectoryError("it is a folder")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        sweep(target.parent, ".*.partial")
-        yield temporary
-        _sync(temporary)
-        temporary.replace(target)
-        if os.name == "posix":  # elsewhere a folder can not be opened
+        with writing(path):
+            if target.is_dir():
+                raise IsADirectoryError("it is a folder")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            sweep(target.parent, ".*.partial")
+            yield temporary
+            _sync(temporary)
+            temporary.replace(target)
+        with suppress(OSError):  # where a folder can be opened
             _sync(target.parent)
-    except (OSError, RuntimeError) as error:  # the latter of torch and h5py
-        reason = _os_error(error)
-        if reason is None:
-            raise
-        why = os.strerror(reason.errno) if reason.errno else reason
-        raise InputError(
-            f"{str(path)!r} can not be written ({why}): make room or write "
-            "elsewhere; what was there is as it was."
-        ) from error
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -63,6 +58,42 @@ def write_whole(path: str | Path, content: bytes | str) -> None:
     """Write a file at once, as :func:`whole_path`."""
     with whole_file(path) as file:
         file.write(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def writing(path: str | Path) -> Iterator[None]:
+    """A block that writes a file or folder.
+
+    Raises:
+        InputError: if a system call fails in it, naming the file and the reason.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError) as error:  # the latter of torch and h5py
+        reason = _os_error(error)
+        if reason is None:
+            raise
+        raise cannot_write(path, reason) from error
+
+
+def while_room(items: Iterable[T], folder: str | Path, least: int = 2**24) -> Iterator[T]:
+    """Hand on items that are written to a folder one by one, while so many bytes are free there.
+
+    For HDF5 files that others write: after a write that failed, HDF5 crashes when the process ends.
+
+    Raises:
+        OSError: if less is free.
+    """
+    for item in items:
+        if shutil.disk_usage(folder).free < least:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        yield item
+
+
+def cannot_write(path: str | Path, error: OSError) -> InputError:
+    """What to say where a file or folder can not be written."""
+    why = os.strerror(error.errno) if error.errno else error  # h5py's own text is a paragraph
+    return InputError(f"{str(path)!r} can not be written ({why}): make room or write elsewhere.")
 
 
 def sweep(folder: Path, pattern: str) -> None:

@@ -199,6 +199,7 @@ class TrainingData(EnvSource, Protocol):
     discount: float | None = None
     n_steps: int = 1  # environment steps in one transition
     rewards: str = "raw"  # how they were preprocessed
+    has_rewards: bool = True  # or they are all read as zero
     pad_before: int = 0  # steps before an episode that windows may begin at
     padding: str = "none"  # what windows hold beyond an episode
     num_goals: int = 0  # goals in hindsight of a chunk

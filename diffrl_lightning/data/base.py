@@ -15,7 +15,7 @@ from gymnasium.vector import VectorEnv
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from diffrl_lightning.data.episodes import Episodes, concatenate, reward_map
+from diffrl_lightning.data.episodes import Episodes, reward_map
 from diffrl_lightning.data.sampler import (
     BatchSampler,
     FixedBatchSampler,
@@ -24,7 +24,7 @@ from diffrl_lightning.data.sampler import (
     StepDataset,
     batches_drawn,
 )
-from diffrl_lightning.data.sources import SourceOptions, reader
+from diffrl_lightning.data.sources import SourceOptions, load, reader
 from diffrl_lightning.envs.make import EnvConfig
 from diffrl_lightning.inputs import RangeChecked
 from diffrl_lightning.types import InputError, RowName, TrainingData
@@ -121,6 +121,7 @@ class OfflineData(RangeChecked, MakesEnvs, pl.LightningDataModule, TrainingData,
         if len(dims) > 1:
             raise InputError(f"The datasets of a list need equal dimensions, not {sorted(dims)}.")
         self.observation_dim, self.action_dim, self.goal_dim = dims.pop()
+        self.has_rewards = all(info.has_rewards for info in infos)
         self.env_id = self.options.env_id or infos[0].env_id
         self._env_kwargs = infos[0].env_kwargs
         self._check_env()
@@ -158,7 +159,7 @@ class OfflineData(RangeChecked, MakesEnvs, pl.LightningDataModule, TrainingData,
         """Read the arrays, once, and split them by episode; predictions need none."""
         if self.train_data is not None or stage == "predict":
             return
-        episodes = concatenate([reader(name).load(name, self.options) for name in self.datasets])
+        episodes = load(self.datasets, self.options)
         if self.join_episodes:
             episodes = episodes.joined(self.join_episodes)
         self.episodes = episodes

@@ -37,6 +37,7 @@ class Chunks(Windows):
         **shared: Any,
     ) -> None:
         between(0, 1, discount=discount)
+        episodes.check_ends()
         super().__init__(
             episodes,
             which,

@@ -39,6 +39,7 @@ class Futures(Transitions):
         **shared: Any,
     ) -> None:
         between(0, 1, discount=discount)
+        episodes.check_ends()
         which = np.arange(len(episodes)) if which is None else np.sort(which)  # by origin
         super().__init__(episodes, which, discount=discount, **shared)
         self.returns = torch.from_numpy(episodes.returns_to_go(discount, continue_timeouts=True))

@@ -197,7 +197,9 @@ class StepDataset(RangeChecked, Dataset):
         self.observations = torch.from_numpy(episodes.observations)
         self.actions = torch.from_numpy(episodes.actions)
         scale, shift = reward_map
-        self.rewards = torch.from_numpy(episodes.rewards) * scale + shift
+        self.rewards = torch.from_numpy(episodes.rewards)
+        if reward_map != (1.0, 0.0):  # else it is shared too
+            self.rewards = self.rewards * scale + shift
         self.terminations = torch.from_numpy(episodes.terminations)
         self.returns = torch.from_numpy(returns)
         self.origins = torch.from_numpy(episodes.origins)

@@ -13,7 +13,7 @@ from diffrl_lightning.diffusion import GaussianDiffusion, Sampling
 from diffrl_lightning.inputs import RangeChecked
 from diffrl_lightning.modules.acting import chosen_acting
 from diffrl_lightning.modules.checkpoint_files import CheckpointFiles
-from diffrl_lightning.modules.checks import check_data, check_discount
+from diffrl_lightning.modules.checks import check_data, check_discount, check_rewards
 from diffrl_lightning.modules.training import TrainedModule
 from diffrl_lightning.nets import EMA
 from diffrl_lightning.normalizers import TrajectoryNormalizer
@@ -48,6 +48,7 @@ class Role(RangeChecked, TrainedModule):
     learns_online: ClassVar[bool] = False  # from data that grow meanwhile
     takes_goals: ClassVar[bool] = False
     val_metrics: ClassVar[tuple[str, ...]] = ("loss",)  # that validations log, without rollouts
+    needs_rewards: bool = False  # whether it learns from rewards or returns
     monitor: ClassVar[str | None] = (
         "val/loss"  # of the best checkpoint without rollouts; None: last
     )
@@ -118,6 +119,7 @@ class Role(RangeChecked, TrainedModule):
         if stage == "fit":
             check_data(type(self), type(data))
             check_discount(self, data)
+            check_rewards(self, data)
         # A companion, which statistics may depend on, may come with a checkpoint, after this; and what
         # an agent has done is there only while it learns.
         if not (self.companions or (data.grows and stage != "fit") or self.is_fitted()):

@@ -95,6 +95,7 @@ class DecisionDiffuser(PlanningModule):
             raise InputError(f"{n_obs_steps=} must be at least 1 and less than {horizon=}.")
         self.n_obs_steps = n_obs_steps
         self.conditions, self.num_origins = tuple(conditions), num_origins
+        self.needs_rewards = "return" in conditions
         widths: dict[str, int] = {"return": 1, "skill": num_origins}
         self.denoiser = ConditionalDenoiser(
             self.make_net(observation_dim, dim),

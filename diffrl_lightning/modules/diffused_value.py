@@ -62,6 +62,7 @@ class DiffusedValue(DiffusionModule):
 
     batch_type = FutureBatch
     val_metrics = ("loss", "rank_correlation")
+    needs_rewards = True
     sampling: ClassVar = FutureSampling  # how futures are drawn
 
     def __init__(

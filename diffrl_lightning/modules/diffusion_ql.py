@@ -70,6 +70,7 @@ class DiffusionQL(DiffusionModule):
     """
 
     batch_type = TransitionBatch
+    needs_rewards = True
     acting = QActing
     monitor = None  # the critics' loss is no measure: its target moves
 

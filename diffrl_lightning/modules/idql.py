@@ -67,6 +67,7 @@ class IDQL(DiffusionModule):
     """
 
     batch_type = TransitionBatch
+    needs_rewards = True
     acting = IDQLActing
     monitor = None  # the critics' loss is no measure: its target moves
 

@@ -94,6 +94,7 @@ class LatentQ(Role):
         self.horizon, self.latent_dim, self.num_candidates = horizon, latent_dim, num_candidates
         self.candidate_sampling = SkillSampling(num_inference_steps=num_inference_steps)
         self.discount = discount
+        self.needs_rewards = not self.goal_dim  # else it learns of arrivals at goals
         self.critic = SkillCritic(
             observation_dim + self.goal_dim,
             latent_dim,

@@ -32,6 +32,7 @@ class TD3BC(Role):
     """
 
     batch_type = TransitionBatch
+    needs_rewards = True
     acting = Acting
     monitor = None  # the critics' loss is no measure: its target moves
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -110,12 +109,9 @@ def configs(args: Sequence[str]) -> None:
     if given.name and not listed:
         path = find_config(given.name)
         if given.output:
-            try:
-                shutil.copyfile(path, given.output)
-            except OSError as error:
-                raise InputError(
-                    f"{given.output!r} can not be written ({error.strerror})."
-                ) from error
+            from diffrl_lightning.files import write_whole
+
+            write_whole(given.output, path.read_bytes())
             print(f"Copied {given.name} to {given.output}.")
         else:
             sys.stdout.write(path.read_text())

@@ -37,7 +37,7 @@ def relabel(
         source: the dataset's environment.
     """
     check_ranges(locals())
-    if Path(output).suffix not in (".hdf5", ".h5"):
+    if Path(output).suffix.lower() not in (".hdf5", ".h5"):
         raise InputError(f"{output=} must end in .hdf5.")
     check_output(output, 0)
     model = load_role(checkpoint, "a RelativeReward", "value", "rewards_of").eval()

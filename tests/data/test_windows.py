@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from conftest import concatenate
 from test_episodes import make
 
 from diffrl_lightning.data import Windows
-from diffrl_lightning.data.episodes import concatenate
 from diffrl_lightning.types import InputError
 
 
