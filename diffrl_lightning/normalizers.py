@@ -7,7 +7,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from diffrl_lightning.types import InputError, TrainingData, at_least, one_of
+from diffrl_lightning.inputs import one_of
+from diffrl_lightning.types import InputError, TrainingData
 
 NormalizerKind = Literal["gaussian", "limits", "cdf", "none"]
 BOUNDED = ("limits", "cdf")  # these map the data to [-1, 1]
@@ -99,8 +100,8 @@ class GaussianNormalizer(Normalizer):
 class LimitsNormalizer(Normalizer):
     """Smallest and largest value to -1 and 1.
 
-    A dimension whose values differ by less than 1e-4, or by less than a millionth of their size, is only
-    shifted, so that what lies beside them does not explode.
+    A dimension whose values differ by less than 1e-4, or by less than a millionth of their size, is
+    only shifted, so that what lies beside them does not explode.
     """
 
     low: Tensor
@@ -237,7 +238,6 @@ def make_normalizer(kind: NormalizerKind, dim: int, bound_gap: float = 0.0) -> N
         "none": Normalizer,
     }
     one_of([*kinds], normalizer=kind)
-    at_least(0, bound_gap=bound_gap)
     normalizer = kinds[kind](dim)
     return BoundNormalizer(normalizer, bound_gap) if bound_gap else normalizer
 

@@ -18,11 +18,12 @@ from diffrl_lightning.tools.configs import shipped_configs
 
 PACKAGE = Path(diffrl_lightning.__file__).parent
 ROOT = PACKAGE.parent
-LEAF = {"types"}
+LEAF = {"types", "inputs"}
 CALLBACKS = LEAF | {"files", "policies", "metrics", "envs", "data", "figures"}
 MODULES = LEAF | {"files", "diffusion", "nets", "policies", "normalizers"}
 ALLOWED = {
-    "types": set(),
+    "inputs": set(),
+    "types": {"inputs"},
     "files": LEAF,
     "normalizers": LEAF,
     "diffusion": LEAF,

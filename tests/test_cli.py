@@ -346,7 +346,7 @@ def test_unknown_key_in_yaml(tmp_path, monkeypatch, capsys, pendulum_file):
     text = (CONFIGS / "diffuser.yaml").read_text().replace("    dim: 8\n", "    dimm: 8\n")
     (tmp_path / "bad.yaml").write_text(text)
     said = fail("fit", "-c", "bad.yaml", f"--data.dataset={pendulum_file}", capsys=capsys)
-    assert "Diffuser has no 'dimm', did you mean 'dim'?" in said
+    assert "Diffuser has no 'dimm': did you mean 'dim'?" in said
 
 
 def test_bad_checkpoints(run, tmp_path, monkeypatch, capsys, pendulum_file):

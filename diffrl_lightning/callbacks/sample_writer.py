@@ -21,10 +21,11 @@ from torch.utils.data import DataLoader, IterableDataset
 from diffrl_lightning.callbacks.versions import versions
 from diffrl_lightning.data.writers import check_output, is_whole, parts_folder, write_dataset
 from diffrl_lightning.files import whole_file, write_whole
-from diffrl_lightning.types import Acting, InputError, at_least
+from diffrl_lightning.inputs import RangeChecked
+from diffrl_lightning.types import Acting, InputError
 
 
-class SampleWriter(pl.Callback):
+class SampleWriter(RangeChecked, pl.Callback):
     """Makes ``diffrl predict`` write a dataset of ``num_samples`` samples of a synthesizer.
 
     Each shard is a job, which the datamodule hands to the model's ``predict_step``, and whose samples
@@ -50,8 +51,6 @@ class SampleWriter(pl.Callback):
         seed: int = 0,
         sampling: Acting | None = None,
     ) -> None:
-        at_least(1, num_samples=num_samples, shard_size=shard_size)
-        at_least(0, seed=seed)
         self.output, self.num_samples, self.shard_size = output, num_samples, shard_size
         self.seed, self.sampling = seed, sampling
         self.plain_sampling = {} if sampling is None else asdict(sampling)

@@ -18,13 +18,16 @@ from torch.utils.data import DataLoader
 from diffrl_lightning.data.episodes import Episodes, reward_map
 from diffrl_lightning.data.sampler import (
     BatchSampler,
+    FixedBatchSampler,
+    PassSampler,
     ResumableLoader,
     StepDataset,
     batches_drawn,
 )
 from diffrl_lightning.data.sources import SourceOptions, load, reader
 from diffrl_lightning.envs.make import EnvConfig
-from diffrl_lightning.types import InputError, RowName, TrainingData, at_least, shares
+from diffrl_lightning.inputs import RangeChecked
+from diffrl_lightning.types import InputError, RowName, TrainingData
 
 
 class MakesEnvs:
@@ -54,7 +57,7 @@ class MakesEnvs:
         return DataLoader([0])  # type: ignore[arg-type]
 
 
-class OfflineData(MakesEnvs, pl.LightningDataModule, TrainingData, ABC):
+class OfflineData(RangeChecked, MakesEnvs, pl.LightningDataModule, TrainingData, ABC):
     """What all datamodules of datasets share: reading, splitting, loading, and the environment.
 
     The constructor reads metadata only (a Minari dataset that is not on disk is downloaded for them);
@@ -100,10 +103,6 @@ class OfflineData(MakesEnvs, pl.LightningDataModule, TrainingData, ABC):
         **source: Any,
     ) -> None:
         super().__init__()
-        at_least(1, batch_size=batch_size)
-        shares(train_fraction=train_fraction)
-        if not 0 <= val_fraction < 1:
-            raise InputError(f"{val_fraction=} must lie in [0, 1).")
         if ref_scores is not None and not ref_scores[0] < ref_scores[1]:
             raise InputError(f"{ref_scores=} must be a lower and a higher return.")
         self.datasets = [dataset] if isinstance(dataset, str) else list(dataset)
@@ -221,12 +220,19 @@ class OfflineData(MakesEnvs, pl.LightningDataModule, TrainingData, ABC):
             )
 
     def train_dataloader(self) -> DataLoader:
-        """Batches that are a function of the seed and of their number."""
+        """Batches that are a function of the seed and of their number.
+
+        Without a trainer, passes over the data, each in another order.
+        """
+        if self.trainer is None:
+            return self._loader(self.train_data, PassSampler)
+        if self.trainer.overfit_batches:  # type: ignore[attr-defined]
+            return self._loader(self.train_data, FixedBatchSampler)
         return self._loader(self.train_data, position=batches_drawn(self.trainer))
 
     def val_dataloader(self) -> DataLoader:
         """One pass over the held-out episodes, in a fixed random order."""
-        return self._loader(self.val_data)
+        return self._loader(self.val_data, FixedBatchSampler)
 
     def predict_dataloader(self) -> DataLoader:
         """What the callback :class:`~diffrl_lightning.SampleWriter` asks this process to draw."""
@@ -234,8 +240,13 @@ class OfflineData(MakesEnvs, pl.LightningDataModule, TrainingData, ABC):
             raise InputError("predict writes a dataset: say where with synthesis.output.")
         return self.prediction_jobs
 
-    def _loader(self, dataset: Any, position: Callable[[], int] = lambda: 0) -> DataLoader:
-        sampler = BatchSampler(
+    def _loader(
+        self,
+        dataset: Any,
+        order: type[BatchSampler] = BatchSampler,
+        position: Callable[[], int] = lambda: 0,
+    ) -> DataLoader:
+        sampler = order(
             len(dataset),
             batch_size=self.batch_size,
             seed=self.seed,

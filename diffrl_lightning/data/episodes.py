@@ -7,7 +7,8 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from diffrl_lightning.types import InputError, one_of
+from diffrl_lightning.inputs import one_of
+from diffrl_lightning.types import InputError
 
 RewardKind = Literal["raw", "minus_one", "antmaze", "standard", "return_range"]
 

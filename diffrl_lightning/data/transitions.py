@@ -11,7 +11,7 @@ from torch import Tensor
 from diffrl_lightning.data.base import OfflineData
 from diffrl_lightning.data.episodes import Episodes, RewardKind
 from diffrl_lightning.data.sampler import StepDataset
-from diffrl_lightning.types import InputError, TransitionBatch, at_least
+from diffrl_lightning.types import InputError, TransitionBatch
 
 
 class Transitions(StepDataset):
@@ -34,12 +34,11 @@ class Transitions(StepDataset):
         n_steps: int = 1,
         **shared: Any,
     ) -> None:
-        at_least(1, n_steps=n_steps)
         usable, returns = episodes.lengths_observed, episodes.returns_to_go(discount)
         super().__init__(episodes, which, usable=usable, lengths=usable, returns=returns, **shared)
         if not self.num_starts:
             raise InputError(
-                "The episodes have no step with a next observation: give the file next_observations, or "
+                "No episode has a step with a next observation: give the file next_observations, or "
                 "episodes of more than one row."
             )
         self.ahead = torch.arange(n_steps)
@@ -93,7 +92,6 @@ class TransitionData(OfflineData):
         n_steps: int = 1,
         **shared: Any,
     ) -> None:
-        at_least(1, n_steps=n_steps)
         super().__init__(dataset, **shared)
         self.rewards = rewards
         self.keep(n_steps=n_steps)

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from diffrl_lightning.types import above, at_least, one_of
+from diffrl_lightning.inputs import above, at_least, one_of
 
 BetaSchedule = Literal["cosine", "vp", "linear"]
 

@@ -10,6 +10,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 
+from diffrl_lightning.inputs import check_ranges
 from diffrl_lightning.types import InputError
 
 
@@ -30,6 +31,9 @@ class EnvConfig:
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     observation_keys: Sequence[str] | None = None
     goal_key: str | None = None
+
+    def __post_init__(self) -> None:
+        check_ranges({"max_episode_steps": self.kwargs.get("max_episode_steps")})
 
     def make(self, render_mode: str | None = None) -> gym.Env:
         """One environment.

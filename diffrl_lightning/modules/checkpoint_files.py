@@ -43,7 +43,6 @@ class CheckpointFiles(TorchCheckpointIO):
         if "://" in str(path):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
         with whole_file(path) as file:
             torch.save(checkpoint, file)
 

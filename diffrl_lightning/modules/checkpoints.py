@@ -104,7 +104,10 @@ class CheckpointedModule(pl.LightningModule):
             raise InputError(
                 "The checkpoint's noise_seed or global_step is no number: use another."
             )
-        self.noise_seed, self.loaded_step = seed, step
+        self.noise_seed = (
+            self.noise_seed if seed is None else seed
+        )  # a tuner saves before there is one
+        self.loaded_step = step
         self.default_acting = from_plain(self.acting, checkpoint.get("acting"))
         _attach(self, checkpoint.get("companions", {}))
         self._check_weights(checkpoint["state_dict"])

@@ -51,13 +51,18 @@ class TrainedModule(CompanionModule, ABC):
                 "The normalisers have no statistics: give the data as a datamodule, as in "
                 "trainer.fit(module, datamodule=data)."
             )
-        if self.noise_seed is None:
-            self.noise_seed = torch.initial_seed() % 2**32
+        self.begin_noise()
         self.embed_companions()
         self.train()  # a module that was loaded comes in evaluation mode
         if self.hparams["compile"]:
             for net in self.compiled_nets():
                 net.compile()
+
+    def begin_noise(self) -> int:
+        """The seed of all noise: of the checkpoint, or of the process as it was first asked for."""
+        if self.noise_seed is None:
+            self.noise_seed = torch.initial_seed() % 2**32
+        return self.noise_seed
 
     def on_validation_start(self) -> None:
         """Load the companions, where only a validation is run."""
@@ -70,9 +75,8 @@ class TrainedModule(CompanionModule, ABC):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Seed the noise of batch k from (seed, rank, k), so that a resumed run draws the same."""
         k = self.trainer.fit_loop.epoch_loop.batch_progress.total.ready
-        assert self.noise_seed is not None
         # Hashed to one word: of a seed, torch's generator on the CPU reads 32 bits.
-        entropy = [self.noise_seed, self.global_rank, k]
+        entropy = [self.begin_noise(), self.global_rank, k]
         seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
         if self.device.type == "cpu":
             torch.default_generator.manual_seed(seed)

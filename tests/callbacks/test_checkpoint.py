@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from modules.role_tester import quiet_trainer
 
-from diffrl_lightning import TD3BC, BehaviourCloning, InputError, TransitionData
+from diffrl_lightning import TD3BC, BehaviourCloning, InputError, Rollout, TransitionData
 from diffrl_lightning.callbacks import Checkpoint
 from diffrl_lightning.types import RunError
 
@@ -223,3 +223,16 @@ def test_bare_loaders_leave_the_normalisers_without_statistics(tmp_path, pendulu
         quiet_trainer(tmp_path, max_steps=1).fit(
             Worsening(3, 1, hidden_dim=8), data.train_dataloader()
         )
+
+
+def test_sigterm_in_a_rollout_ends_it_at_once(tmp_path, pendulum_file):
+    class Sent(Rollout):
+        def on_validation_epoch_end(self, trainer, module):
+            os.kill(os.getpid(), signal.SIGTERM)
+            super().on_validation_epoch_end(trainer, module)
+
+    rollout = Sent(val_episodes=2)
+    with pytest.raises(SIGTERMException):
+        fit(tmp_path, str(pendulum_file), rollout)
+    assert rollout.evaluation is None
+    assert step_of(tmp_path, "last") == 5
