@@ -151,5 +151,5 @@ def test_the_base_of_ways_to_act_checks_subclasses():
 
 
 def test_a_negative_bound_of_gradients():
-    with pytest.raises(InputError, match="gradient_clip_val=-1.0 must be at least 0"):
+    with pytest.raises(InputError, match=r"gradient_clip_val=-1\.0 must be at least 0"):
         clip_gradients([], -1.0)
