@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC
 from collections.abc import Callable
 from functools import cached_property
@@ -24,7 +25,10 @@ from diffrl_lightning.data.sampler import (
     StepDataset,
     batches_drawn,
 )
-from diffrl_lightning.data.sources import SourceOptions, load, reader
+from diffrl_lightning.data.sources import DatasetInfo, SourceOptions, load, reader
+from diffrl_lightning.data.sources.environments import check_action_bounds, evaluation_env
+from diffrl_lightning.data.sources.scores import check_scores
+from diffrl_lightning.envs.actions import continuous, outside
 from diffrl_lightning.envs.make import EnvConfig
 from diffrl_lightning.inputs import RangeChecked
 from diffrl_lightning.types import InputError, RowName, TrainingData
@@ -45,12 +49,14 @@ class MakesEnvs:
         return self.env_config.make_vector(num_envs, asynchronous)
 
     def action_space(self) -> gym.spaces.Box | None:
-        """The environment's bounds of actions, None where no environment is known."""
+        """The environment's bounds of actions, None where no environment is known.
+
+        Raises:
+            InputError: if actions are not vectors of numbers.
+        """
         if self.env_id is None:
             return None
-        env = self.make_env()
-        env.close()
-        return env.action_space  # type: ignore[return-value]
+        return continuous(self.env_config.spaces[1], self.env_id)
 
     def test_dataloader(self) -> DataLoader:
         """A single token: tests are rollouts."""
@@ -103,8 +109,7 @@ class OfflineData(RangeChecked, MakesEnvs, pl.LightningDataModule, TrainingData,
         **source: Any,
     ) -> None:
         super().__init__()
-        if ref_scores is not None and not ref_scores[0] < ref_scores[1]:
-            raise InputError(f"{ref_scores=} must be a lower and a higher return.")
+        check_scores(ref_scores, "ref_scores")
         self.datasets = [dataset] if isinstance(dataset, str) else list(dataset)
         if not self.datasets:
             raise InputError("dataset is an empty list: name at least one dataset.")
@@ -122,9 +127,13 @@ class OfflineData(RangeChecked, MakesEnvs, pl.LightningDataModule, TrainingData,
             raise InputError(f"The datasets of a list need equal dimensions, not {sorted(dims)}.")
         self.observation_dim, self.action_dim, self.goal_dim = dims.pop()
         self.has_rewards = all(info.has_rewards for info in infos)
-        self.env_id = self.options.env_id or infos[0].env_id
-        self._env_kwargs = infos[0].env_kwargs
-        self._check_env()
+        if ref_scores is None:
+            check_scores(
+                infos[0].ref_scores, f"The reference scores of {self.datasets[0]!r}, stored"
+            )
+        self._env = evaluation_env(self.datasets[0], infos[0], self.options)
+        self.env_id = None if isinstance(self._env, str) else self._env.env_id
+        self._check_env(infos[0])
         self.episodes: Episodes | None = None
 
     @property
@@ -138,12 +147,9 @@ class OfflineData(RangeChecked, MakesEnvs, pl.LightningDataModule, TrainingData,
     @cached_property
     def env_config(self) -> EnvConfig:
         """How evaluation environments are built; refuses data of which none is known."""
-        if self.env_id is None:
-            raise InputError(
-                f"{self.datasets[0]!r} does not name its environment: give env_id, the Gymnasium id."
-            )
-        options = self.options
-        return EnvConfig(self.env_id, self._env_kwargs, options.observation_keys, options.goal_key)
+        if isinstance(self._env, str):
+            raise InputError(self._env)
+        return self._env
 
     def keep(self, **keywords: Any) -> None:
         """Take keywords of the dataset, which are attributes of the datamodule too."""
@@ -163,6 +169,7 @@ class OfflineData(RangeChecked, MakesEnvs, pl.LightningDataModule, TrainingData,
         if self.join_episodes:
             episodes = episodes.joined(self.join_episodes)
         self.episodes = episodes
+        self._check_actions(episodes)
         self.train_indices, self.val_indices = self._split(self.usable(episodes))
         if self.rewards != "raw":
             mapped = reward_map(self.rewards, episodes, self.train_indices)
@@ -275,18 +282,29 @@ class OfflineData(RangeChecked, MakesEnvs, pl.LightningDataModule, TrainingData,
             train = np.sort(order[len(val) :][:kept])
         return train, train if watched else val
 
-    def _check_env(self) -> None:
+    def _check_env(self, info: DatasetInfo) -> None:
         """Refuse an environment whose spaces are not those of the dataset."""
-        if self.env_id is None:
+        space = self.action_space()
+        if self.env_id is None or space is None:
             return
-        env = self.make_env().unwrapped
-        observation_dim, goal_dim = self.options.dims(env.observation_space)
-        found = (observation_dim, int(np.prod(env.action_space.shape or ())))
-        env.close()
+        observation_dim, goal_dim = self.options.dims(self.env_config.spaces[0])
+        found = (observation_dim, space.shape[0])
         if found != (self.observation_dim, self.action_dim):
             raise InputError(
                 f"Dataset and environment do not match: {self.datasets[0]!r} has observations of "
                 f"{self.observation_dim} and actions of {self.action_dim} dimensions, "
                 f"{self.env_id!r} has {found[0]} and {found[1]}; correct env_id or dataset."
             )
+        check_action_bounds(self.datasets[0], info, self.options, self.env_id, space)
         self.goal_dim = goal_dim
+
+    def _check_actions(self, episodes: Episodes) -> None:
+        """Warn of actions that the environment would not take as they are."""
+        space = self.action_space()
+        share = 0.0 if space is None else outside(episodes.actions, space)
+        if space is not None and share:
+            warnings.warn(
+                f"{share:.2%} of the actions of {self.datasets[0]!r} lie outside the bounds of "
+                f"{self.env_id!r}, {space}: they are of another environment, or another scale.",
+                stacklevel=2,
+            )

@@ -6,7 +6,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
-import gymnasium as gym
 import lightning.pytorch as pl
 import numpy as np
 import torch
@@ -17,6 +16,8 @@ from diffrl_lightning.data.base import MakesEnvs
 from diffrl_lightning.data.buffer import ReplayBuffer
 from diffrl_lightning.data.sampler import BatchStream, ResumableLoader, batches_drawn
 from diffrl_lightning.data.sources.base import SourceOptions
+from diffrl_lightning.data.sources.scores import check_scores
+from diffrl_lightning.envs.actions import continuous
 from diffrl_lightning.envs.collect import Collector
 from diffrl_lightning.envs.make import EnvConfig
 from diffrl_lightning.inputs import RangeChecked
@@ -110,15 +111,14 @@ class OnlineData(MakesEnvs, GrowingData):
         **shared: Any,
     ) -> None:
         super().__init__(**shared)
-        self.env_config = EnvConfig(env_id, env_kwargs or {})
-        env = self.make_env()
-        self.observation_dim, _ = SourceOptions().dims(env.observation_space)
-        space = env.action_space
-        env.close()
-        flat = isinstance(space, gym.spaces.Box) and len(space.shape) == 1
-        if not flat or not np.isfinite([space.low, space.high]).all():  # type: ignore[attr-defined]
+        check_scores(ref_scores, "ref_scores")
+        self.env_config = EnvConfig(env_id, {} if env_kwargs is None else env_kwargs)
+        observations, actions = self.env_config.spaces
+        self.observation_dim = sum(SourceOptions().dims(observations))  # with the goal
+        space = continuous(actions, env_id)
+        if not np.isfinite([space.low, space.high]).all():
             raise InputError(f"{env_id!r} needs actions that are bounded vectors, not {space}.")
-        self.action_dim = int(space.shape[0])  # type: ignore[index]
+        self.action_dim = space.shape[0]
         self.env_id, self.datasets, self.ref_scores = env_id, [env_id], ref_scores
         self.horizon, self.num_envs, self.prefill_steps = horizon, num_envs, prefill_steps
         self.buffer = ReplayBuffer(capacity, self.observation_dim, self.action_dim, num_envs)

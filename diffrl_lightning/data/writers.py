@@ -13,7 +13,6 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 from gymnasium.spaces import Box
 from tqdm.auto import tqdm
@@ -225,7 +224,7 @@ def _write_minari(
     from diffrl_lightning.data.sources import minari
 
     known = source is not None and source.env_id is not None
-    env = gym.make(source.env_id, **source.env_config.kwargs) if known else None
+    env = source.env_config.make_unflattened() if known else None
     if env is None or not isinstance(env.observation_space, Box):
         raise InputError(
             f"The Minari dataset {dataset!r} needs an environment with vectors as observations: "

@@ -11,6 +11,11 @@ import torch
 from gymnasium.vector import SyncVectorEnv
 from torch import Tensor
 
+from diffrl_lightning.envs.actions import continuous, playable
+from diffrl_lightning.envs.make import env_errors
+
+_MEND = "mend the environment, or name another one by env_id"
+
 
 class Collector:
     """N environments that step together; one that has ended begins anew at once.
@@ -37,12 +42,16 @@ class Collector:
 
         Returns:
             Transitions (N, ...) with their episodes' numbers, and returns of the episodes that ended.
+
+        Raises:
+            InputError: if an action is NaN or infinite, or an environment fails.
         """
-        space: Any = self.envs.single_action_space
+        space = continuous(self.envs.single_action_space, "the environment")
         before = torch.from_numpy(self.observations.copy())
         actions = act(before).float()
-        played = np.clip(actions.numpy(), space.low, space.high).astype(space.dtype)
-        following, rewards, terminations, truncations, _ = self.envs.step(played)
+        played = playable(actions.numpy(), space)
+        with env_errors("A step of an environment failed", _MEND):
+            following, rewards, terminations, truncations, _ = self.envs.step(played)
         self.returns += rewards
         self.observations = following.astype(np.float32)
         rows = {
@@ -69,7 +78,8 @@ class Collector:
             for k in self.numbers
         ]
         reset: Any = self.envs.reset
-        fresh, _ = reset(seed=seeds, options={"reset_mask": which})
+        with env_errors("An environment's reset failed", _MEND):
+            fresh, _ = reset(seed=seeds, options={"reset_mask": which})
         self.observations[which] = fresh[which]
 
     def state_dict(self) -> dict[str, Any]:

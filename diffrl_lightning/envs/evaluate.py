@@ -13,10 +13,13 @@ import torch
 from gymnasium.vector import VectorEnv
 from torch import Tensor
 
-from diffrl_lightning.types import Episode, PlanSnapshot, Policy
+from diffrl_lightning.envs.actions import continuous, playable
+from diffrl_lightning.envs.make import env_errors
+from diffrl_lightning.types import Episode, InputError, PlanSnapshot, Policy
 
 _MOST_SNAPSHOTS = 12  # an episode
 _MOST_CANDIDATES = 32  # a snapshot
+_MEND = "mend the environment, or name another one by env_id"
 
 
 @dataclass
@@ -49,11 +52,14 @@ def evaluate(
         keep_paths: of how many of the first episodes the observations and some plans are kept.
         snapshot_every: steps from one plan that is kept to the next, at least.
         progress: called with the number of steps made, after each.
+
+    Raises:
+        InputError: if an action or a plan is NaN or infinite, or an environment fails.
     """
     if not seeds:
         return Evaluation([])
     n = envs.num_envs
-    space: Any = envs.single_action_space
+    space = continuous(envs.single_action_space, "the environment")
     queue = deque(Episode(index, int(seed)) for index, seed in enumerate(seeds))
     running: list[Episode | None] = [None] * n
     result = Evaluation([])
@@ -66,7 +72,8 @@ def evaluate(
             # An environment left without an episode idles; nobody looks at it.
             row_seeds = [seeds[-1] if e is None else e.seed for e in running]
             reset: Any = envs.reset
-            fresh, _ = reset(seed=row_seeds, options={"reset_mask": ended})
+            with env_errors("An environment's reset failed", _MEND):
+                fresh, _ = reset(seed=row_seeds, options={"reset_mask": ended})
             observations[ended] = fresh[ended]
             policy.reset(torch.as_tensor(ended), row_seeds)
         begin = time.perf_counter()
@@ -74,8 +81,9 @@ def evaluate(
         result.decision_seconds += time.perf_counter() - begin
         result.num_decisions += sum(episode is not None for episode in running)
         _record_plans(policy, running, keep_paths, snapshot_every)
-        actions = np.clip(actions, space.low, space.high).astype(space.dtype)
-        following, rewards, terminations, truncations, infos = envs.step(actions)
+        actions = playable(actions, space, np.array([episode is not None for episode in running]))
+        with env_errors("A step of an environment failed", _MEND):
+            following, rewards, terminations, truncations, infos = envs.step(actions)
         ended = terminations | truncations
         for i, episode in enumerate(running):
             if episode is not None:
@@ -92,12 +100,21 @@ def evaluate(
 def _record_plans(
     policy: Policy, running: Sequence[Episode | None], keep_paths: int, snapshot_every: int
 ) -> None:
-    """Record the plans that a planner has just made, except for idle environments."""
+    """Record the plans that a planner has just made, except for idle environments.
+
+    Raises:
+        InputError: if one of them is NaN or infinite.
+    """
     for rows, plan in getattr(policy, "new_plans", ()):
         for k, (row, states) in enumerate(zip(rows.tolist(), plan.observations, strict=True)):
             episode = running[row]
             if episode is None:
                 continue
+            if not torch.isfinite(states).all():
+                raise InputError(
+                    "The policy's plans are NaN or infinite: train it longer or with a lower learning "
+                    "rate, or use another checkpoint."
+                )
             episode.plans.append(states[:, :2].numpy().copy())
             kept, now = episode.snapshots, episode.length
             due = not kept or (

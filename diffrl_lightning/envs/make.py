@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import importlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.envs.registration import EnvSpec
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 
 from diffrl_lightning.inputs import check_ranges
 from diffrl_lightning.types import InputError
+
+_LONGEST_TEXT = 300  # of what an environment says when it fails
 
 
 @dataclass(frozen=True)
@@ -19,50 +25,65 @@ class EnvConfig:
     """What is needed to build an environment, and how its observations are laid flat.
 
     Args:
-        env_id: Gymnasium id.
+        env_id: Gymnasium id; ``module:Id`` imports the module that registers it.
         kwargs: keywords of ``gymnasium.make``.
         observation_keys: of a dictionary observation, the entries that make the state, in order.
             Default: ``observation`` where there is one, else all in the space's order.
         goal_key: the entry appended as the goal; default ``desired_goal`` where there is one; "none"
             for no goal.
+        wrappers: Gymnasium's own wrappers, each by its name in ``gymnasium.wrappers`` and its
+            keywords, the innermost first.
+
+    Raises:
+        InputError: if the id is no string, or the keywords are no dictionary.
     """
 
     env_id: str
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     observation_keys: Sequence[str] | None = None
     goal_key: str | None = None
+    wrappers: Sequence[tuple[str, Mapping[str, Any]]] = ()
 
     def __post_init__(self) -> None:
+        check_env_names(self.env_id, self.kwargs, self.observation_keys)
         check_ranges({"max_episode_steps": self.kwargs.get("max_episode_steps")})
 
     def make(self, render_mode: str | None = None) -> gym.Env:
-        """One environment.
+        """One environment, with flat observations.
 
         Raises:
-            InputError: if the id is unknown or what it needs is not installed.
+            InputError: if the id is unknown, what it needs is not installed, or its constructor fails.
         """
+        return self._flat(self.make_unflattened(render_mode))
+
+    def make_unflattened(self, render_mode: str | None = None) -> gym.Env:
+        """One environment with the observations that it has, otherwise as :meth:`make`."""
         import_plugins()
-        try:
-            # An environment that is not to be drawn need not know of modes.
-            drawn: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}
-            env = gym.make(self.env_id, **drawn, **self.kwargs)
-        except (gym.error.Error, TypeError, ImportError, AssertionError) as error:
-            raise InputError(
-                f"Environment {self.env_id!r} can not be made ({error}): correct env_id or env_kwargs, "
-                "or install what it needs."
-            ) from error
-        return self._flat(env)
+        # An environment that is not to be drawn need not know of modes.
+        drawn: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}
+        with self._told():
+            env = gym.make(self.env_id, **(dict(self.kwargs) | drawn))
+            for name, keywords in self.wrappers:
+                env = getattr(gym.wrappers, name)(env, **keywords)
+        return env
 
     def make_vector(self, num_envs: int, asynchronous: bool = False) -> VectorEnv:
         """``num_envs`` environments, in one process or in one each; they are never auto-reset."""
-        import_plugins()
-        return gym.make_vec(
-            self.env_id,
-            num_envs=num_envs,
-            vectorization_mode="async" if asynchronous else "sync",
-            vector_kwargs={"autoreset_mode": AutoresetMode.DISABLED},
-            wrappers=[self._flat],  # type: ignore[list-item]
-            **self.kwargs,
+        kind = AsyncVectorEnv if asynchronous else SyncVectorEnv
+        with self._told():
+            return kind([self.make] * num_envs, autoreset_mode=AutoresetMode.DISABLED)  # type: ignore[operator]
+
+    @cached_property
+    def spaces(self) -> tuple[gym.Space, gym.Space]:
+        """Spaces of the observations, before they are laid flat, and of the actions."""
+        env = self.make_unflattened()
+        env.close()
+        return env.observation_space, env.action_space
+
+    def _told(self) -> Any:
+        return env_errors(
+            f"Environment {self.env_id!r} can not be made",
+            "correct env_id or env_kwargs, or install what it needs",
         )
 
     def _flat(self, env: gym.Env) -> gym.Env:
@@ -76,6 +97,51 @@ class EnvConfig:
         return gym.wrappers.TransformObservation(
             env, lambda o: np.concatenate([np.ravel(o[key]) for key in order]), space
         )
+
+
+@contextmanager
+def env_errors(what: str, fix: str) -> Iterator[None]:
+    """Turn whatever an environment raises into one sentence, which names the error.
+
+    Raises:
+        InputError: from the environment's own error.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        text = " ".join(str(error).split())[:_LONGEST_TEXT].rstrip(".")
+        raise InputError(f"{what} ({type(error).__name__}: {text}): {fix}.") from error
+
+
+def check_env_names(env_id: Any, kwargs: Any, observation_keys: Any) -> None:
+    """Refuse an id that is no string, keywords that are no dictionary, and keys that are no list."""
+    if not isinstance(env_id, str) or not env_id:
+        raise InputError(f"env_id must be a Gymnasium id, such as 'Hopper-v5', not {env_id!r}.")
+    if not isinstance(kwargs, Mapping) or not all(isinstance(key, str) for key in kwargs):
+        raise InputError(f"env_kwargs must be a dictionary of keywords, not {kwargs!r}.")
+    listed = isinstance(observation_keys, (list, tuple))
+    if observation_keys is not None and not (
+        listed and observation_keys and all(isinstance(key, str) for key in observation_keys)
+    ):
+        raise InputError(
+            f"observation_keys must be a list of the observation's keys, not {observation_keys!r}."
+        )
+
+
+def registered_spec(env_id: str) -> EnvSpec:
+    """What is registered under an id; ``module:Id`` imports the module first.
+
+    Raises:
+        InputError: if nothing is.
+    """
+    import_plugins()
+    module, _, name = env_id.rpartition(":")
+    with env_errors(f"Environment {env_id!r} is not registered", "correct env_id"):
+        if module:
+            importlib.import_module(module)
+        return gym.spec(name)
 
 
 def import_plugins() -> None:
@@ -103,9 +169,10 @@ def layout(
             goal_key = "desired_goal" if isinstance(goal, gym.spaces.Box) else None
         for key in (*keys, *([goal_key] if goal_key else [])):
             if not isinstance(space.spaces.get(key), gym.spaces.Box):
+                arrays = [n for n in names if isinstance(space[n], gym.spaces.Box)]
                 raise InputError(
                     f"The observation has no array {key!r}: choose observation_keys and goal_key "
-                    f"among {', '.join(names)}."
+                    f"among {', '.join(arrays) or 'those of another environment, this one has none'}."
                 )
         return keys, goal_key
     if not isinstance(space, gym.spaces.Box) or len(space.shape) != 1:

@@ -32,6 +32,7 @@ class RolloutMetrics(Metric):
     def update(self, quantity: str, values: Tensor, repeats: int = 1) -> None:
         """Take in values (n,) of a quantity: return, length, success, plan or decision_seconds.
 
+        ``success`` is of the episodes that tell it: as soon as one does, the others count as failures.
         ``plan`` is 1 for a plan that crosses no wall; ``decision_seconds`` is the time of ``repeats``
         decisions.
         """
@@ -60,7 +61,7 @@ class RolloutMetrics(Metric):
             low, high = self.ref_scores
             result["normalized_score"] = 100 * (mean["return"] - low) / (high - low)
         if "success" in mean:
-            result["success_rate"] = mean["success"]
+            result["success_rate"] = sums[_QUANTITIES.index("success")] / n
         if "plan" in mean:
             result["wall_free_rate"] = mean["plan"]
         return result

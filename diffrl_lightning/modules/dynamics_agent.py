@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -14,7 +15,7 @@ from diffrl_lightning.modules.acting import GaussianActing
 from diffrl_lightning.modules.diffusion_dynamics import DiffusionDynamics
 from diffrl_lightning.nets import EMA, Normal, mlp
 from diffrl_lightning.normalizers import GaussianNormalizer
-from diffrl_lightning.types import ChunkBatch, Generators, TrainingData
+from diffrl_lightning.types import ChunkBatch, Generators, InputError, TrainingData
 
 _LEAST_STD = 0.1  # of the actor, in half the range of actions
 
@@ -99,10 +100,19 @@ class DynamicsAgent(DiffusionDynamics):
         return [*self.actor.parameters(), self.log_std]
 
     def fit_normalizers(self, data: TrainingData) -> None:
-        """Take the statistics of what was recorded, and the environment's bounds of actions."""
+        """Take the statistics of what was recorded, and the environment's bounds of actions.
+
+        Raises:
+            InputError: if these are infinite.
+        """
         super().fit_normalizers(data)
         space = data.action_space()
         if space is not None:
+            if not np.isfinite([space.low, space.high]).all():
+                raise InputError(
+                    f"A DynamicsAgent acts between bounds, but {data.env_id!r} has the actions "
+                    f"{space}: name an environment whose actions are bounded on both sides."
+                )
             self.low.copy_(torch.from_numpy(space.low))
             self.high.copy_(torch.from_numpy(space.high))
 

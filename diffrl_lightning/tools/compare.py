@@ -99,9 +99,10 @@ def _statistics(
         "return_sem": float(spread / len(returns) ** 0.5),
         "returns": returns,
     }
-    successes = [episode.success for episode in episodes if episode.success is not None]
-    if successes:
-        result["success_rate"] = float(np.mean(successes))
+    if any(
+        episode.success is not None for episode in episodes
+    ):  # those that are silent have failed
+        result["success_rate"] = float(np.mean([bool(episode.success) for episode in episodes]))
     if ref_scores is not None:
         low, high = ref_scores
         result["normalized_score"] = 100 * (result["return_mean"] - low) / (high - low)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import gymnasium as gym
 import h5py
 import numpy as np
 
@@ -24,15 +24,17 @@ from diffrl_lightning.data.sources.checks import (
     warn_of_mismatches,
     warn_of_single_steps,
 )
+from diffrl_lightning.data.sources.environments import trusted_id
 from diffrl_lightning.data.sources.hdf5 import check_entry
 from diffrl_lightning.data.sources.outline import Outline, gather
 from diffrl_lightning.data.sources.scores import d4rl_reference
-from diffrl_lightning.envs.make import import_plugins
+from diffrl_lightning.envs.make import registered_spec
 from diffrl_lightning.types import InputError
 
 _REQUIRED = ("observations", "actions", "rewards", "terminals")
 _OPTIONAL = ("timeouts", "next_observations")
 _METADATA = ("ref_min_score", "ref_max_score", "env_id")
+_USUAL_STEPS = 1_000  # of an episode in D4RL
 
 
 @contextmanager
@@ -62,7 +64,7 @@ def _open(dataset: str) -> Iterator[h5py.File]:
 def describe(dataset: str, options: SourceOptions) -> DatasetInfo:
     """Dimensions, and what the file's metadata has of the environment's id and reference scores."""
     with _open(dataset) as file:
-        env_id = _env_id(file)
+        env_id = _env_id(dataset, file)
         return DatasetInfo(
             observation_dim=file["observations"].shape[1],
             action_dim=file["actions"].shape[1],
@@ -89,7 +91,7 @@ def outline(dataset: str, options: SourceOptions) -> Outline:
         if "timeouts" in file:
             truncations = flags(dataset, "timeouts", _blocks(file, "timeouts"))
         else:
-            truncations = _timeouts(terminations, _time_limit(file, options))
+            truncations = _timeouts(terminations, _time_limit(dataset, file, options))
         ends = terminations | truncations
         truncations[-1] |= not ends[-1]  # a file may stop in mid-episode
         offsets = np.concatenate([[0], np.flatnonzero(ends) + 1, [] if ends[-1] else [n]])
@@ -170,17 +172,36 @@ def _ref_scores(dataset: str, file: h5py.File) -> tuple[float, float] | None:
     return low, high
 
 
-def _time_limit(file: h5py.File, options: SourceOptions) -> int:
-    """The environment's, or D4RL's usual 1000 steps."""
-    env_id = options.env_id or _env_id(file)
-    import_plugins()
-    spec = gym.registry.get(env_id or "")
-    return (spec and spec.max_episode_steps) or 1000
+def _time_limit(dataset: str, file: h5py.File, options: SourceOptions) -> int:
+    """The environment's, or D4RL's usual 1000 steps, with a warning."""
+    env_id = options.env_id or trusted_id(_env_id(dataset, file))
+    limit = registered_spec(env_id).max_episode_steps if env_id else None
+    if limit is None:
+        warnings.warn(
+            f"{dataset!r} has no timeouts, and "
+            + (f"{env_id!r} no time limit" if env_id else "its environment is not known")
+            + f": its episodes are taken to end every {_USUAL_STEPS} steps; write the array timeouts, "
+            "or give the env_id of an environment with a limit.",
+            stacklevel=2,
+        )
+    return limit or _USUAL_STEPS
 
 
-def _env_id(file: h5py.File) -> str | None:
+def _env_id(dataset: str, file: h5py.File) -> str | None:
+    """The environment that the file names; a string, or an array of one."""
     stored = file.get("metadata/env_id")
-    return None if stored is None else stored[()].decode()
+    if stored is None:
+        return None
+    value = np.asarray(stored[()]) if isinstance(stored, h5py.Dataset) else np.zeros(0)
+    name = value.reshape(-1)[0] if value.size == 1 else None
+    if isinstance(name, bytes):
+        name = name.decode(errors="replace")
+    if not isinstance(name, str):
+        raise InputError(
+            f"{dataset!r}: metadata/env_id must be one string, not {value.dtype} of the shape "
+            f"{value.shape}; write it as the Gymnasium id, or remove it."
+        )
+    return name
 
 
 def _timeouts(terminations: np.ndarray, max_episode_steps: int) -> np.ndarray:

@@ -2,33 +2,33 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
+import difflib
 import os
+import re
 import shutil
 import tempfile
 import warnings
 from collections.abc import Iterable
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import minari
-import numpy as np
 from minari.data_collector import EpisodeBuffer
 from minari.storage.datasets_root_dir import get_dataset_path
-from tqdm.auto import tqdm
 
 from diffrl_lightning.data.episodes import Episodes
 from diffrl_lightning.data.sources.base import DatasetInfo, SourceOptions
+from diffrl_lightning.data.sources.cache import cache_folder, read_cache, write_cache
+from diffrl_lightning.data.sources.minari_episodes import read_episodes
+from diffrl_lightning.data.sources.minari_metadata import read_metadata
 from diffrl_lightning.data.sources.scores import d4rl_reference
 from diffrl_lightning.envs.make import layout
-from diffrl_lightning.files import while_room, writing
+from diffrl_lightning.files import sweep, while_room, writing
 from diffrl_lightning.types import InputError
 
-_FIELDS = tuple(entry.name for entry in fields(Episodes) if entry.name != "origins")
-_DTYPES = {"actions": np.float32, "rewards": np.float32, "terminations": bool, "truncations": bool}
+_MISSPELT = 0.9  # share of characters from which on an id is taken for a misspelt one
+_ALIKE = 0.6  # and from which on it is named
 
 
 def is_local(dataset: str) -> bool:
@@ -43,15 +43,30 @@ def prepare(dataset: str, options: SourceOptions) -> None:
     """Download a dataset that is not on disk.
 
     Raises:
-        InputError: if there is no such dataset, or no way to reach it.
+        InputError: if there is no such dataset, or no way to reach it; at once, where the id is
+            nearly that of a dataset on disk.
     """
     if is_local(dataset):
         return
+    local = _ids()
+    if (get_dataset_path(dataset) / "data").is_dir():
+        raise InputError(
+            f"The Minari dataset {dataset!r} on disk has no data/metadata.json: delete its folder and "
+            "download or write it again."
+        )
+    misspelt = _misspelt(dataset, local)
+    if misspelt:
+        raise InputError(
+            f"There is no dataset {dataset!r} on disk: did you mean {' or '.join(misspelt)} (else get "
+            f"it first, by minari download {dataset})?"
+        )
     try:
         minari.download_dataset(dataset)
     except Exception as error:  # every back end raises its own kinds
+        near = difflib.get_close_matches(dataset, local, 3, _ALIKE)
+        on_disk = f", where {', '.join(near)} would be," if near else ""
         raise InputError(
-            f"There is no dataset {dataset!r} on disk and it can not be downloaded "
+            f"There is no dataset {dataset!r} on disk{on_disk} and it can not be downloaded "
             f"({type(error).__name__}): check the Minari id and the network, or give a path that "
             "ends in .hdf5 or .npz."
         ) from error
@@ -59,46 +74,57 @@ def prepare(dataset: str, options: SourceOptions) -> None:
         raise InputError(f"Minari knows no dataset {dataset!r}: check the id.")
 
 
+def _ids() -> list[str]:
+    """Ids of the datasets on disk."""
+    root = get_dataset_path("")
+    found = (path.parent.parent.relative_to(root) for path in root.rglob("data/metadata.json"))
+    return sorted(path.as_posix() for path in found if not path.as_posix().startswith("."))
+
+
+def _misspelt(dataset: str, local: list[str]) -> list[str]:
+    """Ids on disk that this one nearly is; another version of one of them is another dataset."""
+    version = re.compile(r"-v\d+$")
+    if version.search(dataset):
+        others = [name for name in local if version.sub("", name) != version.sub("", dataset)]
+        return difflib.get_close_matches(dataset, others, 3, _MISSPELT)
+    versions = [name for name in local if version.sub("", name) == dataset]
+    return versions or difflib.get_close_matches(f"{dataset}-v0", local, 3, _MISSPELT)
+
+
 def describe(dataset: str, options: SourceOptions) -> DatasetInfo:
     """Spaces, evaluation environment and reference scores from the metadata."""
     prepare(dataset, options)
-    opened = _open(dataset)
-    observation_dim, goal_dim = options.dims(opened.observation_space)
-    actions = opened.action_space
+    found = read_metadata(dataset)
+    observation_dim, goal_dim = options.dims(found.observation_space)
+    actions = found.action_space
     if not isinstance(actions, gym.spaces.Box) or len(actions.shape) != 1:
         raise InputError(f"Actions must be vectors of real numbers, not {actions}.")
-    metadata = opened.storage.metadata
-    spec = metadata.get("eval_env_spec") or metadata.get("env_spec") or "{}"
-    spec = json.loads(spec) if isinstance(spec, str) else json.loads(spec.to_json())
-    low, high = metadata.get("ref_min_score"), metadata.get("ref_max_score")
-    env_id = spec.get("id")
-    # The stored keywords are the stored environment's, not those of another that a user names.
-    kwargs = (spec.get("kwargs") or {}) if options.env_id in (None, env_id) else {}
     return DatasetInfo(
         observation_dim=observation_dim,
         action_dim=actions.shape[0],
         goal_dim=goal_dim,
-        env_id=env_id,
-        env_kwargs=kwargs | options.kwargs,
-        ref_scores=d4rl_reference(env_id or "") if low is None or high is None else (low, high),
-        num_steps=int(opened.total_steps),
+        env_id=found.env_id,
+        env_kwargs=found.env_kwargs or {},
+        ref_scores=found.ref_scores or d4rl_reference(found.env_id or ""),
+        num_steps=found.total_steps,
+        env_spec=found.env_spec,
+        action_space=actions,
     )
 
 
 def load(dataset: str, options: SourceOptions) -> Episodes:
     """All episodes, from the cache where it is newer than the dataset."""
-    opened = _open(dataset)
-    keys, goal_key = layout(opened.observation_space, options.observation_keys, options.goal_key)
+    found = read_metadata(dataset)
+    keys, goal_key = layout(found.observation_space, options.observation_keys, options.goal_key)
     path = get_dataset_path(dataset)
-    key = [dataset, keys, goal_key, str(path.resolve())]
     stamp = max(p.stat().st_mtime_ns for p in path.rglob("*") if p.is_file())
-    digest = hashlib.sha256(json.dumps([*key, stamp]).encode()).hexdigest()[:16]
-    root = Path(os.environ.get("DIFFRL_CACHE") or Path.home() / ".cache" / "diffrl_lightning")
-    folder = root / f"{dataset.replace('/', '--')}-{digest}"
-    if not folder.is_dir():
-        _write_cache(folder, _read(opened, keys, goal_key))
-    files = folder.glob("*.npy")
-    return Episodes(**{p.stem: np.load(p, mmap_mode="c", allow_pickle=False) for p in files})
+    folder = cache_folder(dataset, [dataset, keys, goal_key, str(path.resolve()), stamp])
+    episodes = read_cache(folder, with_goals=goal_key is not None)
+    if episodes is None:
+        episodes = read_episodes(dataset, found, keys, goal_key)
+        write_cache(folder, episodes)
+        episodes = read_cache(folder, with_goals=goal_key is not None) or episodes
+    return episodes
 
 
 def write(
@@ -121,6 +147,7 @@ def write(
     root = Path(get_dataset_path(""))
     with writing(dataset):
         root.mkdir(parents=True, exist_ok=True)
+        sweep(root, ".partial-*")
         _write(root, dataset, while_room(buffers, root), ref_scores, **metadata)
 
 
@@ -162,46 +189,3 @@ def _write(
         del os.environ["MINARI_DATASETS_PATH"]
         os.environ.update(before)
         shutil.rmtree(scratch, ignore_errors=True)
-
-
-def _open(dataset: str) -> minari.MinariDataset:
-    try:
-        return minari.load_dataset(dataset)
-    except Exception as error:  # a folder with broken files fails in many ways
-        raise InputError(f"The Minari dataset {dataset!r} can not be read: {error}.") from error
-
-
-def _read(dataset: minari.MinariDataset, keys: tuple[str, ...], goal_key: str | None) -> Episodes:
-    lists: dict[str, list[Any]] = {name: [] for name in _FIELDS}
-    episodes = dataset.iterate_episodes()
-    for episode in tqdm(episodes, total=len(dataset), desc="Reading episodes", leave=False):
-        observations = episode.observations
-        parts = [observations[key] for key in keys] if keys else [observations]
-        flat = [np.asarray(p, np.float32).reshape(len(p), -1) for p in parts]
-        lists["observations"].append(np.concatenate(flat, 1))
-        for name, dtype in _DTYPES.items():
-            lists[name].append(np.array(getattr(episode, name), dtype))
-        lists["truncations"][-1][-1] |= not episode.terminations[-1]
-        if goal_key:  # an episode's first goal may be the one before; its last is its own
-            lists["goals"].append(np.asarray(observations[goal_key][-1], np.float32)[None])
-    lengths = [len(rewards) for rewards in lists["rewards"]]
-    joined = {name: np.concatenate(parts) for name, parts in lists.items() if parts}
-    return Episodes(
-        offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-        final_observed=np.ones(len(lengths), bool),
-        **joined,
-    )
-
-
-def _write_cache(folder: Path, episodes: Episodes) -> None:
-    """Write beside the target and rename, so that a killed process leaves no half cache."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent))
-    for name in _FIELDS:
-        array = getattr(episodes, name)
-        if array is not None:
-            np.save(temporary / f"{name}.npy", array, allow_pickle=False)
-    try:
-        temporary.rename(folder)
-    except OSError:  # another process was first
-        shutil.rmtree(temporary)

@@ -47,9 +47,7 @@ def describe(dataset: str, options: SourceOptions) -> DatasetInfo:
         InputError: if the maze is unknown, or the stored dataset of this name has another maze or size.
     """
     config = _evaluation_env(dataset, options)
-    env = gym.make(config.env_id, **config.kwargs)
-    observation_dim, goal_dim = options.dims(env.observation_space)
-    env.close()
+    observation_dim, goal_dim = options.dims(config.spaces[0])
     info = DatasetInfo(
         observation_dim=observation_dim,
         action_dim=2,
@@ -72,6 +70,8 @@ def describe(dataset: str, options: SourceOptions) -> DatasetInfo:
             f"{options.generate_steps}: ask for those, give it another version "
             f"({name}-v{int(version) + 1}), or delete it."
         )
+    if options.env_id is None:  # as it was generated, with that time limit
+        info = replace(info, env_id=found.env_id, env_spec=found.env_spec)
     # Scores of other rewards or time limits would be wrong.
     changed = options.env_id or set(options.kwargs) - {"maze_map"}
     return replace(info, ref_scores=None if changed else found.ref_scores)
@@ -147,7 +147,7 @@ def generate(
         _collect(env, num_steps, action_noise, seed, name),
         scores,
         env=env,
-        eval_env=gym.make(config.env_id, **config.kwargs),
+        eval_env=config.make_unflattened(),
         algorithm_name="waypoint controller",
         description=f"PointMaze, PD waypoint controller, action noise {action_noise}",
     )
