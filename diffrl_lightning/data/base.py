@@ -8,15 +8,14 @@ from collections.abc import Callable
 from functools import cached_property
 from typing import Any, ClassVar
 
-import gymnasium as gym
 import lightning.pytorch as pl
 import numpy as np
 import torch
-from gymnasium.vector import VectorEnv
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from diffrl_lightning.data.episodes import Episodes, reward_map
+from diffrl_lightning.data.makes_envs import MakesEnvs
 from diffrl_lightning.data.sampler import (
     BatchSampler,
     FixedBatchSampler,
@@ -28,39 +27,10 @@ from diffrl_lightning.data.sampler import (
 from diffrl_lightning.data.sources import DatasetInfo, SourceOptions, load, reader
 from diffrl_lightning.data.sources.environments import check_action_bounds, evaluation_env
 from diffrl_lightning.data.sources.scores import check_scores
-from diffrl_lightning.envs.actions import continuous, outside
+from diffrl_lightning.envs.actions import outside
 from diffrl_lightning.envs.make import EnvConfig
 from diffrl_lightning.inputs import RangeChecked
 from diffrl_lightning.types import InputError, RowName, TrainingData
-
-
-class MakesEnvs:
-    """The part of a datamodule that makes environments, as its ``env_config`` says."""
-
-    env_id: str | None
-    env_config: EnvConfig
-
-    def make_env(self, render_mode: str | None = None) -> gym.Env:
-        """One evaluation environment with flat observations."""
-        return self.env_config.make(render_mode)
-
-    def make_vector_env(self, num_envs: int, asynchronous: bool = False) -> VectorEnv:
-        """Several evaluation environments, which are not reset automatically."""
-        return self.env_config.make_vector(num_envs, asynchronous)
-
-    def action_space(self) -> gym.spaces.Box | None:
-        """The environment's bounds of actions, None where no environment is known.
-
-        Raises:
-            InputError: if actions are not vectors of numbers.
-        """
-        if self.env_id is None:
-            return None
-        return continuous(self.env_config.spaces[1], self.env_id)
-
-    def test_dataloader(self) -> DataLoader:
-        """A single token: tests are rollouts."""
-        return DataLoader([0])  # type: ignore[arg-type]
 
 
 class OfflineData(RangeChecked, MakesEnvs, pl.LightningDataModule, TrainingData, ABC):
