@@ -16,17 +16,6 @@ def test_results_and_picture(tmp_path):
     assert len(list((tmp_path / "deep").iterdir())) == 2
 
 
-def test_a_picture_that_fails_leaves_the_older_one(tmp_path):
-    report.write(str(tmp_path / "a"), {}, Figure())
-    older = (tmp_path / "a.png").read_bytes()
-    figure = Figure()
-    figure.text(0, 0, r"$\nothing$")  # which matplotlib draws when it saves, and refuses
-    with pytest.raises(ValueError, match="nothing"):
-        report.write(str(tmp_path / "a"), {}, figure)
-    assert (tmp_path / "a.png").read_bytes() == older
-    assert len(list(tmp_path.iterdir())) == 2
-
-
 def test_a_folder_that_is_a_file(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"a\.json' can not be written"):
