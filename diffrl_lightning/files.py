@@ -36,7 +36,7 @@ def whole_path(path: str | Path) -> Iterator[Path]:
             if target.is_dir():
                 raise IsADirectoryError("it is a folder")
             target.parent.mkdir(parents=True, exist_ok=True)
-            sweep(target.parent, ".*.partial")
+            sweep(target.parent, ".*.[0-9]*.partial")
             yield temporary
             _sync(temporary)
             temporary.replace(target)

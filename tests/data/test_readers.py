@@ -10,6 +10,7 @@ from minari.data_collector import EpisodeBuffer
 
 from diffrl_lightning.data import Transitions
 from diffrl_lightning.data.sources import SourceOptions, reader
+from diffrl_lightning.data.sources import load as load_all
 from diffrl_lightning.data.sources import minari as minari_reader
 from diffrl_lightning.types import InputError
 
@@ -203,6 +204,11 @@ def test_minari_dictionary_observations_goals_and_cache(tmp_path, monkeypatch):
     reordered = load("test/goals-v0", keys)
     assert reordered.observations.shape == (21, 6)
     np.testing.assert_allclose(reordered.observations[:, 2:], expected, rtol=1e-6)
+
+    both = load_all(["test/goals-v0"] * 2, OPTIONS)
+    assert both.goals.tolist() == 2 * episodes.goals.tolist()
+    assert both.origins.tolist() == [0, 0, 0, 1, 1, 1]
+    np.testing.assert_array_equal(both.observations, np.tile(episodes.observations, (2, 1)))
 
     caches = sorted((tmp_path / "cache").iterdir())
     assert len(caches) == 2, "one cache for each choice of keys"
