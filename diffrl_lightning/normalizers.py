@@ -7,7 +7,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from diffrl_lightning.types import InputError, TrainingData, at_least, one_of
+from diffrl_lightning.inputs import one_of
+from diffrl_lightning.types import InputError, TrainingData
 
 NormalizerKind = Literal["gaussian", "limits", "cdf", "none"]
 BOUNDED = ("limits", "cdf")  # these map the data to [-1, 1]
@@ -47,6 +48,17 @@ class Normalizer(nn.Module):
                 raise InputError("The data hold NaN or infinite values: remove them.")
             self._fit(dim, column)
         self.fitted.fill_(True)
+        self._check_range(data)
+
+    def _check_range(self, data: Tensor) -> None:
+        """Refuse data that are too large for the precision of the statistics."""
+        ends = self.normalize(torch.stack([data.amin(0), data.amax(0)]))
+        bad = ~ends.isfinite().all(0)
+        if bool(bad.any()):
+            raise InputError(
+                f"Dimension {int(bad.int().argmax())} of the data spans more than float32 can scale: "
+                "give it in other units."
+            )
 
     def _fit(self, dim: int, column: Tensor) -> None:
         """Take the statistics of one dimension's values (N,)."""
@@ -88,8 +100,8 @@ class GaussianNormalizer(Normalizer):
 class LimitsNormalizer(Normalizer):
     """Smallest and largest value to -1 and 1.
 
-    A dimension whose values differ by less than 1e-4 is only shifted, so that what lies beside them
-    does not explode.
+    A dimension whose values differ by less than 1e-4, or by less than a millionth of their size, is
+    only shifted, so that what lies beside them does not explode.
     """
 
     low: Tensor
@@ -102,9 +114,10 @@ class LimitsNormalizer(Normalizer):
 
     def _fit(self, dim: int, column: Tensor) -> None:
         low, high = column.aminmax()
-        if high - low < 1e-4:
-            middle = (low + high) / 2
-            low, high = middle - 1, middle + 1
+        if high - low < max(1e-4, 1e-6 * float(low.abs())):
+            middle = low / 2 + high / 2
+            margin = max(1.0, 1e-6 * float(middle.abs()))  # within the precision of large values
+            low, high = middle - margin, middle + margin
         self.low[dim], self.high[dim] = low, high
 
     def normalize(self, x: Tensor) -> Tensor:
@@ -225,7 +238,6 @@ def make_normalizer(kind: NormalizerKind, dim: int, bound_gap: float = 0.0) -> N
         "none": Normalizer,
     }
     one_of([*kinds], normalizer=kind)
-    at_least(0, bound_gap=bound_gap)
     normalizer = kinds[kind](dim)
     return BoundNormalizer(normalizer, bound_gap) if bound_gap else normalizer
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import (
@@ -21,6 +20,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diffrl_lightning.inputs import InputError as InputError
+from diffrl_lightning.inputs import check_ranges, one_of
+
 DenoiseFn = Callable[[Tensor, Tensor], Tensor]
 """A denoising network with its conditions bound: ``xt (B, *S), t (B,) -> prediction (B, *S)``."""
 
@@ -38,55 +40,8 @@ RowName = Literal["observations", "actions", "rewards", "terminations"]
 """What a datamodule gives all training values of."""
 
 
-class InputError(ValueError):
-    """Input that a user can mend: its message is one sentence that names the fix."""
-
-
-def at_least(least: float, **values: float | None) -> None:
-    """Refuse arguments below a bound, and NaN; None is one that was not given.
-
-    Raises:
-        InputError: naming the first of them.
-    """
-    _refuse(values, lambda value: value >= least, f"be at least {least}")
-
-
-def above(bound: float, **values: float | None) -> None:
-    """Refuse arguments that are not above a bound; as :func:`at_least`."""
-    _refuse(values, lambda value: value > bound, f"be above {bound}")
-
-
-def within(low: float, high: float, **values: float | None) -> None:
-    """Refuse arguments outside [low, high]; as :func:`at_least`."""
-    _refuse(values, lambda value: low <= value <= high, f"lie in [{low}, {high}]")
-
-
-def between(low: float, high: float, **values: float | None) -> None:
-    """Refuse arguments outside (low, high); as :func:`at_least`."""
-    _refuse(values, lambda value: low < value < high, f"lie in ({low}, {high})")
-
-
-def shares(**values: float | None) -> None:
-    """Refuse arguments outside (0, 1], such as discounts and target rates; as :func:`at_least`."""
-    _refuse(values, lambda value: 0 < value <= 1, "lie in (0, 1]")
-
-
-def _refuse(values: dict[str, Any], allowed: Callable[[Any], bool], rule: str) -> None:
-    for name, value in values.items():
-        if value is not None and not allowed(value):
-            raise InputError(f"{name}={value} must {rule}.")
-
-
-def one_of(choices: Sequence[Any], **values: Any) -> None:
-    """Refuse arguments that are none of these choices; None is one that was not given.
-
-    Raises:
-        InputError: naming the first of them, and the choices.
-    """
-    for name, value in values.items():
-        if value is not None and value not in choices:
-            named = ", ".join(map(str, choices))
-            raise InputError(f"{name}={value!r} is unknown: choose one of {named}.")
+class RunError(RuntimeError):
+    """A run that can not go on: its message is one sentence that says why, and what is kept."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,27 +49,20 @@ class Acting:
     """How a role acts or samples: what is chosen after training, not learned.
 
     A role that leaves nothing to choose acts by this class itself; the others by a subclass, whose
-    fields are the choices. Literal fields are checked by their values, numbers by ``least``.
+    fields are the choices. Literal fields are checked by their values, numbers by their ranges.
 
     Raises:
         InputError: if a value is unknown, out of range, or NaN.
     """
 
-    least: ClassVar[dict[str, float]] = {}  # the least value of a field, for each class its own
-
     def __post_init__(self) -> None:
+        check_ranges(vars(self))
         hints = get_type_hints(type(self))
         for entry in fields(self):
-            value, hint = getattr(self, entry.name), hints[entry.name]
-            if isinstance(value, float) and math.isnan(value):
-                raise InputError(f"{entry.name}=nan must be a number.")
+            hint = hints[entry.name]
             for kind in (hint, *get_args(hint)):  # a Literal, or one among alternatives
                 if get_origin(kind) is Literal:
-                    one_of(get_args(kind), **{entry.name: value})
-            for cls in type(self).__mro__:
-                bound = vars(cls).get("least", {}).get(entry.name)
-                if bound is not None:
-                    at_least(bound, **{entry.name: value})
+                    one_of(get_args(kind), **{entry.name: getattr(self, entry.name)})
 
 
 class TransitionBatch(TypedDict):
@@ -251,6 +199,7 @@ class TrainingData(EnvSource, Protocol):
     discount: float | None = None
     n_steps: int = 1  # environment steps in one transition
     rewards: str = "raw"  # how they were preprocessed
+    has_rewards: bool = True  # or they are all read as zero
     pad_before: int = 0  # steps before an episode that windows may begin at
     padding: str = "none"  # what windows hold beyond an episode
     num_goals: int = 0  # goals in hindsight of a chunk

@@ -60,6 +60,13 @@ def write_d4rl(path, *, episodes=10, length=100, observation_dim=3, action_dim=1
     return path
 
 
+def concatenate(parts):
+    """Sets of episodes as those of a list of datasets."""
+    from diffrl_lightning.data.sources.outline import Outline, gather
+
+    return gather([Outline.of(lambda part=part: part) for part in parts])
+
+
 @pytest.fixture(scope="session")
 def pendulum_file(tmp_path_factory):
     """Episodes with the dimensions of Pendulum-v1."""

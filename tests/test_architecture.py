@@ -18,11 +18,13 @@ from diffrl_lightning.tools.configs import shipped_configs
 
 PACKAGE = Path(diffrl_lightning.__file__).parent
 ROOT = PACKAGE.parent
-LEAF = {"types"}
-CALLBACKS = LEAF | {"policies", "metrics", "envs", "data", "figures"}
-MODULES = LEAF | {"diffusion", "nets", "policies", "normalizers"}
+LEAF = {"types", "inputs"}
+CALLBACKS = LEAF | {"files", "policies", "metrics", "envs", "data", "figures"}
+MODULES = LEAF | {"files", "diffusion", "nets", "policies", "normalizers"}
 ALLOWED = {
-    "types": set(),
+    "inputs": set(),
+    "types": {"inputs"},
+    "files": LEAF,
     "normalizers": LEAF,
     "diffusion": LEAF,
     "nets": LEAF,
@@ -30,7 +32,7 @@ ALLOWED = {
     "policies": LEAF,
     "envs": LEAF,
     "figures": LEAF,
-    "data": LEAF | {"normalizers", "envs"},
+    "data": LEAF | {"files", "normalizers", "envs"},
     "modules": MODULES,
     "callbacks": CALLBACKS,
     "tools": CALLBACKS | MODULES | {"modules", "callbacks"},

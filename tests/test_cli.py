@@ -10,8 +10,9 @@ import torch
 import yaml
 from conftest import write_d4rl
 from helpers import ACTING, CONFIGS, ROLES, TINY, companions, diffrl, fit_args
+from modules.role_tester import saved
 
-from diffrl_lightning import DiffusedValue, Role, TrajectoryValue
+from diffrl_lightning import DiffusedValue, Diffuser, Role, TrajectoryValue
 from diffrl_lightning.cli import main
 
 CHECKPOINTS = Path("runs/diffrl/version_0/checkpoints")
@@ -345,7 +346,7 @@ def test_unknown_key_in_yaml(tmp_path, monkeypatch, capsys, pendulum_file):
     text = (CONFIGS / "diffuser.yaml").read_text().replace("    dim: 8\n", "    dimm: 8\n")
     (tmp_path / "bad.yaml").write_text(text)
     said = fail("fit", "-c", "bad.yaml", f"--data.dataset={pendulum_file}", capsys=capsys)
-    assert "Diffuser has no 'dimm', did you mean 'dim'?" in said
+    assert "Diffuser has no 'dimm': did you mean 'dim'?" in said
 
 
 def test_bad_checkpoints(run, tmp_path, monkeypatch, capsys, pendulum_file):
@@ -356,8 +357,8 @@ def test_bad_checkpoints(run, tmp_path, monkeypatch, capsys, pendulum_file):
     torch.save(checkpoint | {"diffrl_role": "NoSuchRole"}, tmp_path / "role.ckpt")
     torch.save(checkpoint | {"extra": Evil()}, tmp_path / "evil.ckpt")
     torch.save(torch.zeros(3), tmp_path / "tensor.ckpt")
-    other = dict(checkpoint["hyper_parameters"], observation_dim=5)
-    torch.save(checkpoint | {"hyper_parameters": other}, tmp_path / "dims.ckpt")
+    hparams = {k: v for k, v in checkpoint["hyper_parameters"].items() if k[0] != "_"}
+    saved(Diffuser(**hparams | {"observation_dim": 5}), tmp_path / "dims.ckpt")
     for name, message in (
         ("tensor.ckpt", "no checkpoint of this library"),
         ("dims.ckpt", "was trained with observation_dim=5, the data have 3"),

@@ -9,10 +9,11 @@ import numpy as np
 import torch
 
 from diffrl_lightning.data.online import OnlineData
-from diffrl_lightning.types import Acting, InputError, Policy, above
+from diffrl_lightning.inputs import RangeChecked
+from diffrl_lightning.types import Acting, InputError, Policy
 
 
-class Collect(pl.Callback):
+class Collect(RangeChecked, pl.Callback):
     """Every so many updates the agent takes a step in each environment, to learn from.
 
     ``collect/return_mean`` is logged of the episodes that have ended since, and ``collect/steps``, the
@@ -25,7 +26,6 @@ class Collect(pl.Callback):
     """
 
     def __init__(self, steps_per_update: float = 1.0, acting: Acting | None = None) -> None:
-        above(0, steps_per_update=steps_per_update)
         self.steps_per_update, self.acting = steps_per_update, acting
         self._returns: list[float] = []
         self._step = self._measured = 0

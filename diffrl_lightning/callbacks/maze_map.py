@@ -14,7 +14,7 @@ from torch import Tensor
 from diffrl_lightning.callbacks.pictures import ValidationPicture
 from diffrl_lightning.envs.pointmaze import Maze
 from diffrl_lightning.figures.mazes import draw_map
-from diffrl_lightning.types import InputError, at_least
+from diffrl_lightning.types import InputError
 
 
 class MazeMap(ValidationPicture):
@@ -35,6 +35,7 @@ class MazeMap(ValidationPicture):
     """
 
     picture = "maze"
+    val_metrics = ("occupancy_distance",)
 
     def __init__(
         self,
@@ -43,8 +44,6 @@ class MazeMap(ValidationPicture):
         num_starts: int = 3,
         num_futures: int = 16_384,
     ) -> None:
-        at_least(1, num_points=num_points, squares=squares, num_futures=num_futures)
-        at_least(0, num_starts=num_starts)
         self.num_points, self.squares = num_points, squares
         self.num_starts, self.num_futures = num_starts, num_futures
 

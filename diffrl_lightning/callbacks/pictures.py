@@ -11,10 +11,13 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from matplotlib.figure import Figure
 
+from diffrl_lightning.inputs import RangeChecked
 
-class ValidationPicture(pl.Callback, ABC):
+
+class ValidationPicture(RangeChecked, pl.Callback, ABC):
     """Draws ``NAME_val.png``, ``val/NAME`` in TensorBoard, after each validation."""
 
+    val_metrics: ClassVar[tuple[str, ...]] = ()  # that validations log
     picture: ClassVar[str]  # NAME
 
     @abstractmethod

@@ -9,9 +9,10 @@ from diffrl_lightning.callbacks.rollout import Rollout
 from diffrl_lightning.envs.pointmaze import GOAL_RADIUS, Maze
 from diffrl_lightning.figures.mazes import draw_plans
 from diffrl_lightning.figures.trajectories import draw_imagined
+from diffrl_lightning.inputs import RangeChecked
 
 
-class PlanFigure(pl.Callback):
+class PlanFigure(RangeChecked, pl.Callback):
     """After each rollout, writes a picture of its first plans to TensorBoard and as a PNG.
 
     In a maze, each panel is an episode: the line with dots is its first plan, coloured from its

@@ -9,10 +9,11 @@ import numpy as np
 import torch
 
 from diffrl_lightning.data.online import ReplayData
-from diffrl_lightning.types import Acting, InputError, TransitionBatch, at_least
+from diffrl_lightning.inputs import RangeChecked
+from diffrl_lightning.types import Acting, InputError, TransitionBatch
 
 
-class Refill(pl.Callback):
+class Refill(RangeChecked, pl.Callback):
     """Every so many steps a synthesizer is trained afresh on all real transitions, then samples.
 
     For an agent that learns from :class:`~diffrl_lightning.data.ReplayData`, as SynthER does online (Lu
@@ -43,8 +44,6 @@ class Refill(pl.Callback):
         sampling: Acting | None = None,
         seed: int = 0,
     ) -> None:
-        at_least(1, every_n_steps=every_n_steps, num_updates=num_updates)
-        at_least(1, num_samples=num_samples, chunk_size=chunk_size)
         if synthesizer.batch_type is not TransitionBatch or synthesizer.conditions:
             raise InputError("Online, transitions are synthesized, and without conditions.")
         synthesizer.check_sampling(sampling)

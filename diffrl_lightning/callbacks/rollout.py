@@ -4,27 +4,32 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities import rank_zero_only
 from tqdm.auto import tqdm
 
+from diffrl_lightning.callbacks.checkpoint import stop_if_asked
 from diffrl_lightning.callbacks.versions import versions
 from diffrl_lightning.envs.evaluate import Evaluation, evaluate
 from diffrl_lightning.envs.pointmaze import Maze
+from diffrl_lightning.files import write_whole
+from diffrl_lightning.inputs import RangeChecked
 from diffrl_lightning.metrics import RolloutMetrics
-from diffrl_lightning.types import Acting, EnvSource, InputError, Policy, at_least
+from diffrl_lightning.types import Acting, EnvSource, InputError, Policy
 
 _VALIDATION_SEEDS = 1_000_000  # added to the seed, so that tests see episodes of their own
 _PACKAGES = ("diffrl_lightning", "torch", "lightning", "gymnasium", "numpy")
 
 
-class Rollout(pl.Callback):
+class Rollout(RangeChecked, pl.Callback):
     """Evaluates a role's policy in the datamodule's environment.
 
     Episode i starts from ``seed + i`` in tests, and from ``seed + 1000000 + i`` in validation, by
@@ -44,6 +49,17 @@ class Rollout(pl.Callback):
         keep_episodes: of how many episodes the path is kept for pictures.
     """
 
+    val_metrics: ClassVar = (  # that validations log; the last three where they are known
+        "return_mean",
+        "return_sem",
+        "episode_length",
+        "num_episodes",
+        "decision_ms",
+        "normalized_score",
+        "success_rate",
+        "wall_free_rate",
+    )
+
     def __init__(
         self,
         num_episodes: int = 50,
@@ -55,8 +71,6 @@ class Rollout(pl.Callback):
         results_path: str | None = None,
         keep_episodes: int = 8,
     ) -> None:
-        at_least(1, num_episodes=num_episodes, num_envs=num_envs)
-        at_least(0, val_episodes=val_episodes, keep_episodes=keep_episodes)
         self.num_episodes, self.val_episodes, self.seed = num_episodes, val_episodes, seed
         self.num_envs, self.asynchronous = num_envs, asynchronous
         self.acting, self.results_path, self.keep_episodes = acting, results_path, keep_episodes
@@ -93,7 +107,8 @@ class Rollout(pl.Callback):
         result = self._run(trainer, pl_module, self.seed, self.num_episodes)
         self._log(pl_module, result, "test")
         folder = Path(trainer.log_dir or trainer.default_root_dir)  # a collective call
-        self._write(trainer, result, folder)
+        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self._write(trainer, result, folder)
 
     def _run(
         self, trainer: pl.Trainer, pl_module: Any, seed: int, num_episodes: int
@@ -111,6 +126,7 @@ class Rollout(pl.Callback):
                 asynchronous=self.asynchronous,
                 keep_episodes=self.keep_episodes,
                 show_progress=trainer.is_global_zero,
+                after_step=partial(stop_if_asked, trainer),
             )
         pl_module.train(was_training)
         # Reduced where the processes talk; other devices may not know float64.
@@ -146,8 +162,7 @@ class Rollout(pl.Callback):
             "versions": {"python": platform.python_version()} | versions(*_PACKAGES),
         }
         path = Path(self.results_path) if self.results_path else folder / "results.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(record, indent=2) + "\n")
+        write_whole(path, json.dumps(record, indent=2) + "\n")
         tqdm.write(f"Results: {path}")
 
 
@@ -160,6 +175,7 @@ def roll_out(
     asynchronous: bool = False,
     keep_episodes: int = 0,
     show_progress: bool = True,
+    after_step: Callable[[], Any] = lambda: None,
 ) -> tuple[Evaluation, RolloutMetrics]:
     """Run one episode of a policy for each seed.
 
@@ -171,16 +187,20 @@ def roll_out(
         asynchronous: run every environment in a process of its own.
         keep_episodes: of how many episodes the path is kept.
         show_progress: show a bar of environment steps.
+        after_step: called after each step of all environments; it may end them by an exception.
 
     Returns:
         The episodes and their statistics.
     """
     envs = source.make_vector_env(max(1, min(num_envs, len(seeds))), asynchronous)
     silent = None if show_progress else True  # None: where no one looks
-    bar = tqdm(desc="Rollout", unit="step", leave=False, disable=silent)
-    evaluation = evaluate(policy, envs, seeds, keep_paths=keep_episodes, progress=bar.update)
-    bar.close()
-    envs.close()
+    with tqdm(desc="Rollout", unit="step", leave=False, disable=silent) as bar, closing(envs):
+
+        def progress(steps: int) -> None:
+            bar.update(steps)
+            after_step()
+
+        evaluation = evaluate(policy, envs, seeds, keep_paths=keep_episodes, progress=progress)
     metrics = RolloutMetrics(source.ref_scores)
     episodes = evaluation.episodes
     metrics.update("return", torch.tensor([e.episode_return for e in episodes]))

@@ -11,8 +11,9 @@ from matplotlib.figure import Figure
 
 from diffrl_lightning.callbacks.pictures import ValidationPicture
 from diffrl_lightning.figures.charts import draw_marginals
+from diffrl_lightning.inputs import at_least
 from diffrl_lightning.metrics.synthesis import SampleQuality, column_names, joined_rows, steps_of
-from diffrl_lightning.types import Acting, at_least
+from diffrl_lightning.types import Acting
 
 
 class SampleReport(ValidationPicture):
@@ -27,6 +28,7 @@ class SampleReport(ValidationPicture):
     """
 
     picture = "samples"
+    val_metrics = ("marginal", "correlation")
 
     def __init__(self, num_samples: int = 2_000, sampling: Acting | None = None) -> None:
         at_least(2, num_samples=num_samples)

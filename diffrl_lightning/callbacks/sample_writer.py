@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,17 +19,20 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from diffrl_lightning.callbacks.versions import versions
-from diffrl_lightning.data.writers import check_output, parts_folder, write_dataset
-from diffrl_lightning.types import Acting, InputError, at_least
+from diffrl_lightning.data.writers import check_output, is_whole, parts_folder, write_dataset
+from diffrl_lightning.files import whole_file, write_whole
+from diffrl_lightning.inputs import RangeChecked
+from diffrl_lightning.types import Acting, InputError
 
 
-class SampleWriter(pl.Callback):
+class SampleWriter(RangeChecked, pl.Callback):
     """Makes ``diffrl predict`` write a dataset of ``num_samples`` samples of a synthesizer.
 
     Each shard is a job, which the datamodule hands to the model's ``predict_step``, and whose samples
     are written here. Shard k is drawn from (seed, k) alone and written whole or not at all, into
     ``<output>.parts``: a run that was killed resumes when it is started again, with any number of
-    processes. At the end the shards are joined to one dataset, and removed.
+    processes, and draws what is missing or damaged. At the end the shards are joined to one dataset,
+    and removed.
 
     Args:
         output: a file that ends in .hdf5, in D4RL's layout, or the id of a Minari dataset; default
@@ -49,8 +51,6 @@ class SampleWriter(pl.Callback):
         seed: int = 0,
         sampling: Acting | None = None,
     ) -> None:
-        at_least(1, num_samples=num_samples, shard_size=shard_size)
-        at_least(0, seed=seed)
         self.output, self.num_samples, self.shard_size = output, num_samples, shard_size
         self.seed, self.sampling = seed, sampling
         self.plain_sampling = {} if sampling is None else asdict(sampling)
@@ -66,7 +66,7 @@ class SampleWriter(pl.Callback):
         check_output(self.output, self.num_samples)
         pl_module.check_sampling(self.sampling)
         mine = range(trainer.global_rank, self.num_shards, trainer.world_size)
-        missing = [k for k in mine if not self._path(k).is_file()]
+        missing = [k for k in mine if not is_whole(self._path(k))]
         # A process with nothing to do is given one empty job, for Lightning skips a run without any.
         jobs = _Jobs(self._job(k) for k in missing or [self.num_shards])
         trainer.datamodule.prediction_jobs = DataLoader(jobs, batch_size=None)  # type: ignore[attr-defined]
@@ -90,10 +90,9 @@ class SampleWriter(pl.Callback):
         }
         path = parts_folder(self.output) / "plan.json"
         if trainer.is_global_zero and not path.is_file():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _write_whole(path, json.dumps(plan).encode())
+            write_whole(path, json.dumps(plan))
         trainer.strategy.barrier()
-        found = json.loads(path.read_text())
+        found = _read_plan(path)
         differing = [name for name in plan if found.get(name) != plan[name]]
         if differing:
             raise InputError(
@@ -120,10 +119,8 @@ class SampleWriter(pl.Callback):
                 f"The model's {', '.join(bad)} are NaN or infinite: train it longer or use another "
                 "checkpoint; nothing of this shard was written."
             )
-        temporary = self._path(batch["shard"]).with_suffix(f".{os.getpid()}")
-        with temporary.open("wb") as file:
-            np.savez(file, allow_pickle=False, **arrays)
-        temporary.replace(self._path(batch["shard"]))
+        with whole_file(self._path(batch["shard"])) as file:
+            np.savez(file, allow_pickle=False, **arrays)  # type: ignore[arg-type]
         self._drawn += batch["num_samples"]
         bar = getattr(trainer.progress_bar_callback, "_predict_progress_bar", None)
         if bar is not None:
@@ -146,7 +143,7 @@ class SampleWriter(pl.Callback):
             }
             shards = [self._path(k) for k in range(self.num_shards)]
             write_dataset(self.output, shards, provenance, datamodule)
-            shutil.rmtree(parts_folder(self.output))
+            shutil.rmtree(parts_folder(self.output), ignore_errors=True)
             seconds = time.monotonic() - self._begin
             rank_zero_info(
                 f"{self.num_samples} samples in {self.output}; {self._drawn * trainer.world_size} "
@@ -180,10 +177,14 @@ class _Jobs(IterableDataset):
         return len(self.jobs)
 
 
-def _write_whole(path: Path, content: bytes) -> None:
-    temporary = path.with_suffix(f".{os.getpid()}")
-    temporary.write_bytes(content)
-    temporary.replace(path)
+def _read_plan(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        found = None
+    if not isinstance(found, dict):
+        raise InputError(f"{str(path)!r} is damaged: remove its folder, and all is drawn anew.")
+    return found
 
 
 def _digest(module: torch.nn.Module) -> str:

@@ -16,7 +16,8 @@ from diffrl_lightning.callbacks.pictures import ValidationPicture
 from diffrl_lightning.envs.pointmaze import Maze
 from diffrl_lightning.envs.simulate import play, simulate
 from diffrl_lightning.figures.mazes import draw_skills
-from diffrl_lightning.types import InputError, at_least
+from diffrl_lightning.inputs import at_least
+from diffrl_lightning.types import InputError
 
 
 class SkillFigure(ValidationPicture):
@@ -35,11 +36,10 @@ class SkillFigure(ValidationPicture):
     """
 
     picture = "skills"
+    val_metrics = ("end_distance",)
 
     def __init__(self, num_points: int = 4_096, num_starts: int = 3, num_skills: int = 100) -> None:
         at_least(3, num_points=num_points)
-        at_least(0, num_starts=num_starts)
-        at_least(1, num_skills=num_skills)
         self.num_points, self.num_starts, self.num_skills = num_points, num_starts, num_skills
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:

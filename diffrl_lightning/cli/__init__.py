@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from importlib import import_module
-from pickle import UnpicklingError
 
 from diffrl_lightning import __version__
 
@@ -67,31 +67,57 @@ def main(args: Sequence[str] | None = None) -> None:
         stop("diffrl", f"{command!r} is no command{hint} {', '.join(LIGHTNING | TOOLS)}.")
 
 
-def stop(name: str, sentence: str) -> None:
-    """End the program with one sentence and exit code 2."""
+def stop(name: str, sentence: str, code: int = 2) -> None:
+    """End the program with one sentence."""
     print(f"{name}: error: {sentence}", file=sys.stderr)
-    sys.exit(2)
+    sys.exit(code)
 
 
 @contextmanager
 def exit_on_bad_input(name: str = "diffrl") -> Iterator[None]:
-    """End the program with one sentence and exit code 2 where the input is bad."""
+    """End the program with one sentence: exit code 2 for bad input, 1 for a run that can not go on.
+
+    Ctrl+C ends it with 130. What is none of these is a fault of the library, and keeps its traceback.
+    """
     try:
         yield
-    except (ValueError, UnpicklingError) as error:
-        from diffrl_lightning.types import InputError
-
-        cause: BaseException | None = error  # the parser wraps what constructors raise
-        while cause is not None and not isinstance(cause, InputError | UnpicklingError):
-            cause = cause.__cause__ or cause.__context__
-        if cause is None:
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
+    except SystemExit as error:  # Lightning makes one of Ctrl+C
+        if isinstance(error.__context__, KeyboardInterrupt):
+            sys.exit(128 + signal.SIGINT)
+        raise
+    except Exception as error:
+        sentence, code = _sentence(error)
+        if sentence is None:
             raise
-        if isinstance(cause, UnpicklingError):
-            cause = InputError(
-                "The checkpoint holds pickled objects, which could run code and are not loaded: use "
-                "a checkpoint that this library wrote."
-            )
-        stop(name, str(cause))
+        stop(name, sentence, code)
+
+
+def _sentence(error: BaseException) -> tuple[str | None, int]:
+    """What to say of an error, and the exit code; None for a fault of the library."""
+    from diffrl_lightning.types import InputError, RunError
+
+    cause: BaseException | None = error  # the parser wraps what constructors raise
+    while cause is not None:
+        match cause:
+            case InputError():
+                return str(cause), 2
+            case RunError():
+                return str(cause), 1
+            case MemoryError():
+                return "There is not enough memory: use less data, or lower data.batch_size.", 1
+            case OSError() if cause.filename is not None:
+                return f"{cause.filename!r} can not be used ({cause.strerror}): choose another.", 2
+            case ModuleNotFoundError():
+                return f"{' '.join(str(cause).split()).rstrip('.')}: install it.", 2
+        name = type(cause).__name__
+        if name == "MisconfigurationException":  # Lightning's, of arguments that exclude each other
+            return f"{' '.join(str(cause).split()).rstrip('.')}.", 2
+        if name == "OutOfMemoryError":  # torch's
+            return "The device has not enough memory: lower data.batch_size or the model's size.", 1
+        cause = cause.__cause__ or cause.__context__
+    return None, 1
 
 
 def _run_tool(command: str, args: list[str]) -> None:

@@ -5,23 +5,28 @@ from __future__ import annotations
 import inspect
 import logging
 import os
+import re
+import signal
+import sys
 import warnings
-from collections.abc import Iterator, Sequence
-from importlib import import_module
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from diffrl_lightning.callbacks import Checkpoint, Rollout, SampleWriter
-from diffrl_lightning.cli.parsing import SentenceParser
+from diffrl_lightning.cli.options import check_options, class_named, one_sentence
+from diffrl_lightning.cli.parsing import SentenceParser, with_paths
 from diffrl_lightning.modules import Synthesizer
 from diffrl_lightning.modules.base import Role
-from diffrl_lightning.modules.checkpoints import ROLE_KEY, read_checkpoint
+from diffrl_lightning.modules.checkpoint_files import ROLE_KEY, read_checkpoint
+from diffrl_lightning.modules.checkpoints import check_buildable
 from diffrl_lightning.modules.checks import check_data
-from diffrl_lightning.tools.configs import find_config
 from diffrl_lightning.types import InputError
 
 _LINKS = ("observation_dim", "action_dim", "goal_dim", "horizon", "stride", "num_origins")
@@ -80,15 +85,20 @@ class DiffRLCLI(LightningCLI):
             }
         )
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Refuse Lightning's own options where they are out of range."""
+        super().parse_arguments(parser, args)
+        check_options(self.config[self.config.subcommand], self.config.subcommand)
+
     def before_instantiate_classes(self) -> None:
         """Refuse data that the role does not learn from, before their dimensions confuse it.
 
         Without rollouts in validation, choose the checkpoint by what the role has instead.
         """
         config = self.config[self.config.subcommand]
-        role = _named(config.model.class_path)
+        role = class_named(config.model.class_path)
         if config.get("data"):
-            check_data(role, _named(config.data.class_path))
+            check_data(role, class_named(config.data.class_path))
         if self.config.subcommand == "predict" and not issubclass(role, Synthesizer):
             raise InputError(
                 f"{role.__name__} makes no dataset: predict with a DataSynthesizer or a "
@@ -96,6 +106,10 @@ class DiffRLCLI(LightningCLI):
             )
         if config.rollout.val_episodes == 0 and config.checkpoint.monitor == "val/return_mean":
             config.checkpoint.monitor, config.checkpoint.mode = role.monitor, "min"
+        if config.trainer.barebones:
+            raise InputError(
+                "trainer.barebones times a loop without checkpoints and rollouts: use it in Python."
+            )
         _count_epochs_or_steps(config.trainer)
 
     def instantiate_classes(self) -> None:
@@ -103,19 +117,29 @@ class DiffRLCLI(LightningCLI):
         given = self.config.clone()
         config = self.config[self.config.subcommand]
         for logger in _loggers(config.trainer):
-            default = inspect.signature(_named(logger.class_path)).parameters.get("name")
+            default = inspect.signature(class_named(logger.class_path)).parameters.get("name")
             if (
                 default is not None
                 and logger.init_args.get("name", default.default) == default.default
             ):
                 logger.init_args.name = config.name
         self._given = given
-        super().instantiate_classes()
+        with one_sentence():
+            super().instantiate_classes()
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
-        """Save the configuration with ``name`` alone, so that it can be given anew with another."""
+        """Save the configuration with ``name`` alone, so that it can be given anew with another.
+
+        Without a logger the run has its folder all the same, so that none writes over another.
+        """
+        config = self._given[self.config.subcommand]
+        if not config.trainer.logger and not config.trainer.default_root_dir:
+            kwargs["default_root_dir"] = str(_next_version(Path("runs") / config.name))
+        if config.trainer.enable_checkpointing is False:
+            self._parser(self.subcommand).callback_keys.remove("checkpoint")
         self.config = self._given
-        return super().instantiate_trainer(**kwargs)
+        with one_sentence(ValueError, TypeError):
+            return super().instantiate_trainer(**kwargs)
 
     def before_fit(self) -> None:
         """Refuse, before training, a test that could not be run."""
@@ -129,6 +153,8 @@ class DiffRLCLI(LightningCLI):
             checkpoints: Any = self.trainer.checkpoint_callback
             best = getattr(checkpoints, "best_model_path", None) or None
             self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best)
+            if self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+                return
             tested = os.path.relpath(best) if best else "the model as it is at the end"
             where = self._get(self.config_init, "rollout").results_path
             rank_zero_info(f"Tested {tested}: {where or f'{self.trainer.log_dir}/results.json'}")
@@ -147,6 +173,7 @@ class DiffRLCLI(LightningCLI):
                 f"{str(path)!r} holds {role or 'no role of this library'}, but the configuration "
                 f"asks for {wanted}: give a checkpoint or a configuration of the same role."
             )
+        check_buildable(checkpoint, str(path))
         hparams = checkpoint["hyper_parameters"]
         given = config.model.get("init_args") or {}
         # Where other checkpoints lie by now is not a matter of this one.
@@ -169,36 +196,21 @@ def run(args: Sequence[str]) -> None:
     for harmless in _HARMLESS:
         warnings.filterwarnings("ignore", message=harmless)
     torch.set_float32_matmul_precision("high")
-    DiffRLCLI(
-        Role,
-        pl.LightningDataModule,
-        subclass_mode_model=True,
-        subclass_mode_data=True,
-        seed_everything_default=0,
-        auto_configure_optimizers=False,
-        trainer_defaults=_TRAINER_DEFAULTS,
-        parser_class=SentenceParser,
-        parser_kwargs={"prog": "diffrl"},
-        args=list(_with_paths(args)),
-    )
-
-
-def _with_paths(args: Sequence[str]) -> Iterator[str]:
-    """The arguments, with names of configurations as their files."""
-    previous = ""
-    for arg in args:
-        option, equals, value = arg.partition("=")
-        if previous in ("-c", "--config"):
-            yield _path(arg)
-        elif equals and option in ("-c", "--config"):
-            yield f"--config={_path(value)}"
-        else:
-            yield arg
-        previous = arg
-
-
-def _path(name: str) -> str:
-    return name if name.lstrip().startswith("{") else str(find_config(name))
+    try:
+        DiffRLCLI(
+            Role,
+            pl.LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            trainer_defaults=_TRAINER_DEFAULTS,
+            parser_class=SentenceParser,
+            parser_kwargs={"prog": "diffrl"},
+            args=list(with_paths(args)),
+        )
+    except SIGTERMException:
+        sys.exit(128 + signal.SIGTERM)
 
 
 def _count_epochs_or_steps(trainer: Any) -> None:
@@ -210,14 +222,15 @@ def _count_epochs_or_steps(trainer: Any) -> None:
         trainer.val_check_interval = None
 
 
+def _next_version(folder: Path) -> Path:
+    """The folder of a run that comes after those that are there, as TensorBoard's logger counts."""
+    taken = [re.fullmatch(r"version_(\d+)", path.name) for path in folder.glob("version_*")]
+    return folder / f"version_{max([int(found[1]) + 1 for found in taken if found], default=0)}"
+
+
 def _loggers(trainer: Any) -> list[Any]:
     given = trainer.logger if isinstance(trainer.logger, list) else [trainer.logger]
     return [logger for logger in given if hasattr(logger, "class_path")]
-
-
-def _named(class_path: str) -> Any:
-    module, _, name = class_path.rpartition(".")
-    return getattr(import_module(module), name)
 
 
 def _is_news(record: logging.LogRecord) -> bool:

@@ -2,31 +2,35 @@
 
 from __future__ import annotations
 
-import inspect
 import re
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import fields
-from difflib import get_close_matches
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser, auto_cli, set_parsing_settings
-from lightning.pytorch import LightningDataModule
 from lightning.pytorch.cli import LightningArgumentParser
 
-from diffrl_lightning import public
+from diffrl_lightning.cli import sentences
+from diffrl_lightning.tools.configs import check_yaml, find_config
 from diffrl_lightning.types import Acting
 
 # Around the sentence of a class's own parser, in the messages of the parsers around it.
 _MARKS = "\x02{}\x03"
+_OF_THE_PARSER = ("help", "print_shtab", "subcommand")
 
-set_parsing_settings(subclasses_enabled=[Acting])  # files and options merge fields of ways to act
+set_parsing_settings(
+    subclasses_enabled=[Acting],  # files and options merge fields of ways to act
+    instantiate_subclass_spec_in_any=False,  # env_kwargs and the like call nothing
+)
 
 
 class SentenceErrors:
     """What parsers say of bad arguments, in place of types and usage."""
 
     _described: type | None = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, allow_abbrev=False, **kwargs)  # type: ignore[call-arg]
 
     def add_class_arguments(self, theclass: type, *args: Any, **kwargs: Any) -> Any:
         """Remember the class, whose arguments an error is to name."""
@@ -35,20 +39,37 @@ class SentenceErrors:
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """End the program, or hand the sentence to the parser around this one."""
-        inner = re.search(_MARKS.format("(.*?)"), message, re.DOTALL)
-        nested = not self.exit_on_error  # type: ignore[attr-defined]
-        if inner:
-            sentence = inner[1]
-        elif nested and (unknown := re.fullmatch(r"Option '(.+)' is not accepted", message)):
-            names = [a.dest for a in self._actions if "help" not in a.dest]  # type: ignore[attr-defined]
-            sentence = _unknown(self._described, unknown[1], names)
-        else:
-            sentence = _no_class(message) or _plain(message)
-        if nested:
+        sentence = self._sentence(message)
+        if not self.exit_on_error:  # type: ignore[attr-defined]
             super().error(_MARKS.format(sentence), ex)  # type: ignore[misc]
-        prog = self.prog.replace(" [options]", "")  # type: ignore[attr-defined]
-        print(f"{prog}: error: {sentence}", file=sys.stderr)
+        print(f"{self._command}: error: {sentence}", file=sys.stderr)
         sys.exit(2)
+
+    @property
+    def _command(self) -> str:
+        return self.prog.replace(" [options]", "")  # type: ignore[attr-defined]
+
+    def _options(self) -> list[str]:
+        """All keys that it has, with dots."""
+        actions = self._actions  # type: ignore[attr-defined]
+        return [a.dest for a in actions if a.dest.rpartition(".")[2] not in _OF_THE_PARSER]
+
+    def _sentence(self, message: str) -> str:
+        inner = re.search(_MARKS.format("(.*?)"), message, re.DOTALL)
+        if inner:
+            return inner[1]
+        if within := re.fullmatch(r"Subcommand '(.+)' does not accept option '(.+)'", message):
+            command = self._subcommands_action._name_parser_map[within[1]]  # type: ignore[attr-defined]
+            return sentences.unknown_key(within[2], command._options(), command._command)
+        if unknown := re.fullmatch(r"Option '(.+)' is not accepted", message):
+            if not self.exit_on_error:  # type: ignore[attr-defined]
+                return sentences.unknown_argument(self._described, unknown[1], self._options())
+            return sentences.unknown_key(unknown[1], self._options(), self._command)
+        if option := re.match(r"unrecognized arguments: --([^\s=]+)", message):
+            return sentences.unknown_key(option[1], self._options(), self._command)
+        if word := re.match(r"unrecognized arguments: (\S+)", message):
+            return f"{word[1]!r} is no option: write --NAME=VALUE, and -c before a configuration."
+        return sentences.no_class(message) or sentences.plain(message)
 
 
 class SentenceParser(SentenceErrors, LightningArgumentParser):
@@ -61,75 +82,31 @@ class _ToolParser(SentenceErrors, ArgumentParser):
 
 def run_function(function: Callable[..., Any], args: Sequence[str], *, prog: str) -> Any:
     """Call a function with arguments of the command line, which it documents."""
-    return auto_cli(function, args=list(args), prog=prog, parser_class=_ToolParser)
+    return auto_cli(function, args=list(with_paths(args)), prog=prog, parser_class=_ToolParser)
 
 
-def ways_to_act() -> dict[type[Acting], list[str]]:
-    """The classes of choices that roles act by, each with the names of those roles."""
-    found: dict[type[Acting], list[str]] = {}
-    for name, cls in vars(public).items():
-        kind = getattr(cls, "acting", None) if inspect.isclass(cls) else None
-        if kind is not None:
-            found.setdefault(kind, []).append(name)
-    return found
+def with_paths(args: Sequence[str]) -> Iterator[str]:
+    """The arguments, with names of configurations as their files.
+
+    Raises:
+        InputError: if there is no such configuration, or it holds no options.
+    """
+    previous = ""
+    for arg in args:
+        option, equals, value = arg.partition("=")
+        if previous in ("-c", "--config"):
+            yield _path(arg)
+        elif equals and option in ("-c", "--config"):
+            yield f"--config={_path(value)}"
+        else:
+            yield arg
+        previous = arg
 
 
-def _unknown(described: type | None, name: str, accepted: Sequence[str]) -> str:
-    """Of an argument that a class has not."""
-    if described is Acting:  # the base: no class was given
-        having = [
-            f"{kind.__name__} ({', '.join(roles)})"
-            for kind, roles in ways_to_act().items()
-            if name in {field.name for field in fields(kind)}
-        ]
-        if having:
-            return (
-                f"{name!r} needs the class that it is a field of before it, as in "
-                f"--rollout.acting=CLASS: {', '.join(having)}."
-            )
-        return f"{name!r} is a field of no way to act: --rollout.acting.help=CLASS lists a class's."
-    near = get_close_matches(name, accepted, 1)
-    hint = f", did you mean {near[0]!r}? It has" if near else ", only"
-    of = described.__name__ if described else "This"
-    return f"{of} has no {name!r}{hint} {', '.join(accepted) or 'nothing to choose'}."
-
-
-def _no_class(message: str) -> str | None:
-    """Of a name that is no class of the kind that is wanted, if that is what the message is about."""
-    wrong = re.search(r"import path string: (\S+)|not correspond to a subclass of", message)
-    key = re.search(r'Parser key "([^"]*)"|--(\S+?)(?:\.help)?:', message)
-    if not wrong or not key:
-        return None
-    option = key[1] or key[2]
-    classes = {name: cls for name, cls in vars(public).items() if inspect.isclass(cls)}
-    match option.rpartition(".")[2]:
-        case "acting":
-            names = [f"{k.__name__} ({', '.join(roles)})" for k, roles in ways_to_act().items()]
-        case "sampling":
-            names = ["SynthesisSampling"]
-        case "model":
-            names = [n for n, c in classes.items() if issubclass(c, public.Role)]
-            names = [n for n in names if not inspect.isabstract(classes[n])]
-        case "data":
-            names = [n for n, c in classes.items() if issubclass(c, LightningDataModule)]
-        case _:
-            return f"--{option} can not be {wrong[1] or 'that'}: name a class that can be imported."
-    value = wrong[1] or re.search(r"'class_path': '([^']*)|Given value: (\S+)", message)
-    given = value if isinstance(value, str) else (value[1] or value[2] if value else "that")
-    return f"--{option} can not be {given}: choose one of {', '.join(names)}."
-
-
-def _plain(message: str) -> str:
-    """Any other message, without what Python calls its types."""
-    if "arguments are required" in message and "model" in message:
-        return "No configuration is given: add -c FILE or -c NAME; diffrl configs lists names."
-    text = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", message)
-    text = re.sub(r"typing\.Literal\[(.*?)\]", r"one of \1", text)
-    text = re.sub(r'Parser key "([^"]*)":', r"\1:", text)
-    if "Union subtypes" in text:
-        key, value = text.partition(":")[0], text.rpartition("Given value: ")[2]
-        kinds = re.findall(r"- Expected an? (.+)", text)
-        text = f"{key}={value} must be {' or '.join(k.rstrip('.') for k in kinds)}"
-    text = re.sub(r"(\S+):\s+Expected an? (.+)\. Got value: (.*)", r"\1=\3 must be \2", text)
-    text = re.sub(r"must be (\w+)$", r"must be of type \1", text)
-    return re.sub(r"\s*\n\s*", " ", text.replace("NoneType", "null")).strip().rstrip(".") + "."
+def _path(name: str) -> str:
+    if name.lstrip().startswith("{"):
+        check_yaml(name, "The configuration")
+        return name
+    path = find_config(name)
+    check_yaml(path, repr(name))
+    return str(path)

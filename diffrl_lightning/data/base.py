@@ -2,65 +2,36 @@
 
 from __future__ import annotations
 
-import warnings
 from abc import ABC
 from collections.abc import Callable
 from functools import cached_property
 from typing import Any, ClassVar
 
-import gymnasium as gym
 import lightning.pytorch as pl
 import numpy as np
 import torch
-from gymnasium.vector import VectorEnv
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from diffrl_lightning.data.episodes import Episodes, concatenate, reward_map
+from diffrl_lightning.data.envs import MakesEnvs
+from diffrl_lightning.data.episodes import Episodes, reward_map
 from diffrl_lightning.data.sampler import (
     BatchSampler,
+    FixedBatchSampler,
+    PassSampler,
     ResumableLoader,
     StepDataset,
     batches_drawn,
 )
-from diffrl_lightning.data.sources import DatasetInfo, SourceOptions, reader
-from diffrl_lightning.data.sources.environments import check_action_bounds, evaluation_env
+from diffrl_lightning.data.sources import SourceOptions, load, reader
+from diffrl_lightning.data.sources.environments import evaluation_env
 from diffrl_lightning.data.sources.scores import check_scores
-from diffrl_lightning.envs.actions import continuous, outside
 from diffrl_lightning.envs.make import EnvConfig
-from diffrl_lightning.types import InputError, RowName, TrainingData, at_least, shares
+from diffrl_lightning.inputs import RangeChecked
+from diffrl_lightning.types import InputError, RowName, TrainingData
 
 
-class MakesEnvs:
-    """The part of a datamodule that makes environments, as its ``env_config`` says."""
-
-    env_id: str | None
-    env_config: EnvConfig
-
-    def make_env(self, render_mode: str | None = None) -> gym.Env:
-        """One evaluation environment with flat observations."""
-        return self.env_config.make(render_mode)
-
-    def make_vector_env(self, num_envs: int, asynchronous: bool = False) -> VectorEnv:
-        """Several evaluation environments, which are not reset automatically."""
-        return self.env_config.make_vector(num_envs, asynchronous)
-
-    def action_space(self) -> gym.spaces.Box | None:
-        """The environment's bounds of actions, None where no environment is known.
-
-        Raises:
-            InputError: if actions are not vectors of numbers.
-        """
-        if self.env_id is None:
-            return None
-        return continuous(self.env_config.spaces[1], self.env_id)
-
-    def test_dataloader(self) -> DataLoader:
-        """A single token: tests are rollouts."""
-        return DataLoader([0])  # type: ignore[arg-type]
-
-
-class OfflineData(MakesEnvs, pl.LightningDataModule, TrainingData, ABC):
+class OfflineData(RangeChecked, MakesEnvs, pl.LightningDataModule, TrainingData, ABC):
     """What all datamodules of datasets share: reading, splitting, loading, and the environment.
 
     The constructor reads metadata only (a Minari dataset that is not on disk is downloaded for them);
@@ -106,10 +77,6 @@ class OfflineData(MakesEnvs, pl.LightningDataModule, TrainingData, ABC):
         **source: Any,
     ) -> None:
         super().__init__()
-        at_least(1, batch_size=batch_size)
-        shares(train_fraction=train_fraction)
-        if not 0 <= val_fraction < 1:
-            raise InputError(f"{val_fraction=} must lie in [0, 1).")
         check_scores(ref_scores, "ref_scores")
         self.datasets = [dataset] if isinstance(dataset, str) else list(dataset)
         if not self.datasets:
@@ -127,13 +94,15 @@ class OfflineData(MakesEnvs, pl.LightningDataModule, TrainingData, ABC):
         if len(dims) > 1:
             raise InputError(f"The datasets of a list need equal dimensions, not {sorted(dims)}.")
         self.observation_dim, self.action_dim, self.goal_dim = dims.pop()
+        self.has_rewards = all(info.has_rewards for info in infos)
         if ref_scores is None:
             check_scores(
                 infos[0].ref_scores, f"The reference scores of {self.datasets[0]!r}, stored"
             )
         self._env = evaluation_env(self.datasets[0], infos[0], self.options)
         self.env_id = None if isinstance(self._env, str) else self._env.env_id
-        self._check_env(infos[0])
+        if self.env_id is not None:
+            self.goal_dim = self.check_env(infos[0], self.options)
         self.episodes: Episodes | None = None
 
     @property
@@ -165,11 +134,11 @@ class OfflineData(MakesEnvs, pl.LightningDataModule, TrainingData, ABC):
         """Read the arrays, once, and split them by episode; predictions need none."""
         if self.train_data is not None or stage == "predict":
             return
-        episodes = concatenate([reader(name).load(name, self.options) for name in self.datasets])
+        episodes = load(self.datasets, self.options)
         if self.join_episodes:
             episodes = episodes.joined(self.join_episodes)
         self.episodes = episodes
-        self._check_actions(episodes)
+        self.check_actions(episodes.actions)
         self.train_indices, self.val_indices = self._split(self.usable(episodes))
         if self.rewards != "raw":
             mapped = reward_map(self.rewards, episodes, self.train_indices)
@@ -227,12 +196,19 @@ class OfflineData(MakesEnvs, pl.LightningDataModule, TrainingData, ABC):
             )
 
     def train_dataloader(self) -> DataLoader:
-        """Batches that are a function of the seed and of their number."""
+        """Batches that are a function of the seed and of their number.
+
+        Without a trainer, passes over the data, each in another order.
+        """
+        if self.trainer is None:
+            return self._loader(self.train_data, PassSampler)
+        if self.trainer.overfit_batches:  # type: ignore[attr-defined]
+            return self._loader(self.train_data, FixedBatchSampler)
         return self._loader(self.train_data, position=batches_drawn(self.trainer))
 
     def val_dataloader(self) -> DataLoader:
         """One pass over the held-out episodes, in a fixed random order."""
-        return self._loader(self.val_data)
+        return self._loader(self.val_data, FixedBatchSampler)
 
     def predict_dataloader(self) -> DataLoader:
         """What the callback :class:`~diffrl_lightning.SampleWriter` asks this process to draw."""
@@ -240,8 +216,13 @@ class OfflineData(MakesEnvs, pl.LightningDataModule, TrainingData, ABC):
             raise InputError("predict writes a dataset: say where with synthesis.output.")
         return self.prediction_jobs
 
-    def _loader(self, dataset: Any, position: Callable[[], int] = lambda: 0) -> DataLoader:
-        sampler = BatchSampler(
+    def _loader(
+        self,
+        dataset: Any,
+        order: type[BatchSampler] = BatchSampler,
+        position: Callable[[], int] = lambda: 0,
+    ) -> DataLoader:
+        sampler = order(
             len(dataset),
             batch_size=self.batch_size,
             seed=self.seed,
@@ -269,30 +250,3 @@ class OfflineData(MakesEnvs, pl.LightningDataModule, TrainingData, ABC):
             kept = max(1, round(self.train_fraction * (len(order) - len(val))))
             train = np.sort(order[len(val) :][:kept])
         return train, train if watched else val
-
-    def _check_env(self, info: DatasetInfo) -> None:
-        """Refuse an environment whose spaces are not those of the dataset."""
-        space = self.action_space()
-        if self.env_id is None or space is None:
-            return
-        observation_dim, goal_dim = self.options.dims(self.env_config.spaces[0])
-        found = (observation_dim, space.shape[0])
-        if found != (self.observation_dim, self.action_dim):
-            raise InputError(
-                f"Dataset and environment do not match: {self.datasets[0]!r} has observations of "
-                f"{self.observation_dim} and actions of {self.action_dim} dimensions, "
-                f"{self.env_id!r} has {found[0]} and {found[1]}; correct env_id or dataset."
-            )
-        check_action_bounds(self.datasets[0], info, self.options, self.env_id, space)
-        self.goal_dim = goal_dim
-
-    def _check_actions(self, episodes: Episodes) -> None:
-        """Warn of actions that the environment would not take as they are."""
-        space = self.action_space()
-        share = 0.0 if space is None else outside(episodes.actions, space)
-        if space is not None and share:
-            warnings.warn(
-                f"{share:.2%} of the actions of {self.datasets[0]!r} lie outside the bounds of "
-                f"{self.env_id!r}, {space}: they are of another environment, or another scale.",
-                stacklevel=2,
-            )

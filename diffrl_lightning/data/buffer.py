@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffrl_lightning.types import ChunkBatch, InputError, TransitionBatch, at_least
+from diffrl_lightning.inputs import at_least
+from diffrl_lightning.types import ChunkBatch, InputError, TransitionBatch
 
 
 class ReplayBuffer:
@@ -24,7 +25,6 @@ class ReplayBuffer:
     def __init__(
         self, capacity: int, observation_dim: int, action_dim: int, num_envs: int = 1
     ) -> None:
-        at_least(1, num_envs=num_envs)
         at_least(num_envs, capacity=capacity)
         self.rows, self.num_envs, self.added = capacity // num_envs, num_envs, 0
         shapes = {

@@ -13,7 +13,8 @@ from diffrl_lightning.data.base import OfflineData
 from diffrl_lightning.data.episodes import Episodes, RewardKind
 from diffrl_lightning.data.futures import truncated_geometric
 from diffrl_lightning.data.windows import Windows
-from diffrl_lightning.types import ChunkBatch, at_least, between
+from diffrl_lightning.inputs import between
+from diffrl_lightning.types import ChunkBatch
 
 
 class Chunks(Windows):
@@ -35,8 +36,8 @@ class Chunks(Windows):
         num_goals: int = 0,
         **shared: Any,
     ) -> None:
-        at_least(0, num_goals=num_goals)
         between(0, 1, discount=discount)
+        episodes.check_ends()
         super().__init__(
             episodes,
             which,
@@ -100,5 +101,6 @@ class ChunkData(OfflineData):
         **shared: Any,
     ) -> None:
         super().__init__(dataset, **shared)
+        between(0, 1, discount=self.discount)
         self.rewards = rewards
         self.keep(horizon=horizon, num_goals=num_goals)

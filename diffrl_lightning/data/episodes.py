@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 import numpy as np
 
-from diffrl_lightning.types import InputError, one_of
+from diffrl_lightning.inputs import one_of
+from diffrl_lightning.types import InputError
 
 RewardKind = Literal["raw", "minus_one", "antmaze", "standard", "return_range"]
 
@@ -26,7 +26,8 @@ class Episodes:
         observations: (N + E, O).
         actions: (N, A).
         rewards: (N,).
-        terminations: (N,) bool, True where an episode really ended.
+        terminations: (N,) bool, True where an episode really ended, and within one where nothing that
+            follows counts, as at a task that is done.
         truncations: (N,) bool, True where it was cut short.
         offsets: (E + 1,) int64.
         final_observed: (E,) bool.
@@ -90,6 +91,23 @@ class Episodes:
         return self.lengths - ~(self.final_observed | ended)
 
     @property
+    def terminate_within(self) -> bool:
+        """Whether a step terminates that is not its episode's last."""
+        return bool(self.terminations.sum() > self.terminations[self.offsets[1:] - 1].sum())
+
+    def check_ends(self) -> None:
+        """For items that can not stop in mid-episode.
+
+        Raises:
+            InputError: if a step terminates that is not its episode's last.
+        """
+        if self.terminate_within:
+            raise InputError(
+                "Masks of the dataset are 0 in mid-episode, which chunks and futures do not stop at: "
+                "use TransitionData, or remove the masks."
+            )
+
+    @property
     def returns(self) -> np.ndarray:
         """Undiscounted return of each episode (E,)."""
         return np.add.reduceat(self.rewards.astype(np.float64), self.offsets[:-1])
@@ -98,6 +116,8 @@ class Episodes:
         self, discount: float, termination_penalty: float = 0.0, continue_timeouts: bool = False
     ) -> np.ndarray:
         """Discounted sum of rewards from each step to its episode's end (N,) float32.
+
+        The last result is kept: training and validation share it.
 
         Args:
             discount: of a step.
@@ -108,6 +128,16 @@ class Episodes:
         Raises:
             InputError: if they are to go on for ever at a discount of 1.
         """
+        asked = (discount, termination_penalty, continue_timeouts)
+        kept = vars(self).get("_returns_to_go")
+        if kept is None or kept[0] != asked:
+            kept = asked, self._discounted(*asked)
+            object.__setattr__(self, "_returns_to_go", kept)
+        return kept[1]
+
+    def _discounted(
+        self, discount: float, termination_penalty: float, continue_timeouts: bool
+    ) -> np.ndarray:
         result = np.zeros(self.num_steps)
         order = np.argsort(-self.lengths, kind="stable")
         lengths, ends = self.lengths[order], self.offsets[1:][order]
@@ -120,7 +150,9 @@ class Episodes:
             alive = np.searchsorted(-lengths, -back, side="right")
             rows = ends[:alive] - back
             rewards = self.rewards[rows] + termination_penalty * self.terminations[rows]
-            running[:alive] = rewards + discount * running[:alive]
+            running[:alive] = rewards + np.where(
+                self.terminations[rows], 0.0, discount * running[:alive]
+            )
             result[rows] = running[:alive]
         return result.astype(np.float32)
 
@@ -191,20 +223,3 @@ def reward_map(kind: str, episodes: Episodes, which: np.ndarray) -> tuple[float,
     if spread < 1e-8:
         raise InputError(f"rewards={kind!r} needs rewards that differ: use rewards=raw.")
     return float(scale), float(shift)
-
-
-def concatenate(parts: Sequence[Episodes]) -> Episodes:
-    """All episodes of several sets of equal dimensions, one set after the other."""
-    if len(parts) == 1:
-        return parts[0]
-    shifts = np.cumsum([0, *(p.num_steps for p in parts)])
-    offsets = [p.offsets[:-1] + shift for p, shift in zip(parts, shifts, strict=False)]
-    goals = [p.goals for p in parts if p.goals is not None]
-    names = ("observations", "actions", "rewards", "terminations", "truncations", "final_observed")
-    arrays = {name: np.concatenate([getattr(p, name) for p in parts]) for name in names}
-    return Episodes(
-        offsets=np.concatenate([*offsets, shifts[-1:]]),
-        goals=np.concatenate(goals) if len(goals) == len(parts) else None,
-        origins=np.repeat(np.arange(len(parts)), [len(p) for p in parts]),
-        **arrays,
-    )

@@ -12,7 +12,8 @@ from torch import Tensor
 from diffrl_lightning.data.base import OfflineData
 from diffrl_lightning.data.episodes import Episodes
 from diffrl_lightning.data.transitions import Transitions
-from diffrl_lightning.types import FutureBatch, at_least, between
+from diffrl_lightning.inputs import between
+from diffrl_lightning.types import FutureBatch
 
 _GOLDEN = (math.sqrt(5) - 1) / 2  # multiples of it fill the unit interval evenly
 
@@ -38,8 +39,7 @@ class Futures(Transitions):
         **shared: Any,
     ) -> None:
         between(0, 1, discount=discount)
-        at_least(1, num_draws=num_draws)
-        at_least(0, context_size=context_size)
+        episodes.check_ends()
         which = np.arange(len(episodes)) if which is None else np.sort(which)  # by origin
         super().__init__(episodes, which, discount=discount, **shared)
         self.returns = torch.from_numpy(episodes.returns_to_go(discount, continue_timeouts=True))
@@ -121,6 +121,4 @@ class FutureData(OfflineData):
     ) -> None:
         super().__init__(dataset, **shared)
         between(0, 1, discount=self.discount)
-        at_least(1, num_draws=num_draws)
-        at_least(0, context_size=context_size)
         self.keep(num_draws=num_draws, context_size=context_size)

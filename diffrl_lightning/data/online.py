@@ -12,26 +12,19 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from diffrl_lightning.data.base import MakesEnvs
 from diffrl_lightning.data.buffer import ReplayBuffer
+from diffrl_lightning.data.envs import MakesEnvs
 from diffrl_lightning.data.sampler import BatchStream, ResumableLoader, batches_drawn
 from diffrl_lightning.data.sources.base import SourceOptions
 from diffrl_lightning.data.sources.scores import check_scores
 from diffrl_lightning.envs.actions import continuous
 from diffrl_lightning.envs.collect import Collector
 from diffrl_lightning.envs.make import EnvConfig
-from diffrl_lightning.types import (
-    ChunkBatch,
-    InputError,
-    RowName,
-    TrainingData,
-    TransitionBatch,
-    at_least,
-    within,
-)
+from diffrl_lightning.inputs import RangeChecked
+from diffrl_lightning.types import ChunkBatch, InputError, RowName, TrainingData, TransitionBatch
 
 
-class GrowingData(pl.LightningDataModule, TrainingData, ABC):
+class GrowingData(RangeChecked, pl.LightningDataModule, TrainingData, ABC):
     """Batches from a buffer that grows: batch k depends on the seed, on k, and on what is held then.
 
     Args:
@@ -52,7 +45,6 @@ class GrowingData(pl.LightningDataModule, TrainingData, ABC):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        at_least(1, batch_size=batch_size, batches_per_epoch=batches_per_epoch)
         self.batch_size, self.batches_per_epoch = batch_size, batches_per_epoch
         self.pin_memory, self.seed = pin_memory, seed
 
@@ -62,7 +54,8 @@ class GrowingData(pl.LightningDataModule, TrainingData, ABC):
 
     def train_dataloader(self) -> DataLoader:
         """Batches of what there is when each is drawn."""
-        batches = BatchStream(self.batch, self.batches_per_epoch, batches_drawn(self.trainer))
+        count = self.batches_per_epoch
+        batches = BatchStream(self.batch, count, batches_drawn(self.trainer, count))
         return ResumableLoader(batches, batch_size=None, pin_memory=self.pin_memory)
 
     def training_rows(self, name: RowName) -> tuple[Tensor, None]:
@@ -118,7 +111,6 @@ class OnlineData(MakesEnvs, GrowingData):
         **shared: Any,
     ) -> None:
         super().__init__(**shared)
-        at_least(1, prefill_steps=prefill_steps)
         check_scores(ref_scores, "ref_scores")
         self.env_config = EnvConfig(env_id, {} if env_kwargs is None else env_kwargs)
         observations, actions = self.env_config.spaces
@@ -215,7 +207,6 @@ class ReplayData(GrowingData):
         **shared: Any,
     ) -> None:
         super().__init__(**shared)
-        within(0, 1, synthetic_share=synthetic_share)
         self.observation_dim, self.action_dim, self.datasets = observation_dim, action_dim, []
         self.buffer = ReplayBuffer(capacity, observation_dim, action_dim)
         self.synthetic = ReplayBuffer(synthetic_capacity, observation_dim, action_dim)

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    DistributedSampler,
+    IterableDataset,
+    SequentialSampler,
+)
 
 from diffrl_lightning.data.episodes import Episodes
-from diffrl_lightning.types import at_least
+from diffrl_lightning.inputs import RangeChecked
 
 
 class BatchSampler(DistributedSampler):
@@ -77,6 +84,31 @@ class BatchSampler(DistributedSampler):
         return self._permutations[number]
 
 
+class FixedBatchSampler(BatchSampler, SequentialSampler):  # type: ignore[misc]
+    """The same batches in every epoch, as ``overfit_batches`` wants them.
+
+    Lightning would put a ``SequentialSampler`` in place of any other, and lose whole batches.
+    """
+
+
+class PassSampler(BatchSampler):
+    """One pass over the data, each time in another order, for loops without a trainer.
+
+    The last batch of a pass is what is left.
+    """
+
+    passes = 0  # that have begun
+
+    def __len__(self) -> int:
+        """Batches of a pass."""
+        return -(-self.num_items // self.batch_size)
+
+    def __iter__(self) -> Iterator[Tensor]:  # type: ignore[override]
+        order = self._permutation(self.passes).long()
+        self.passes += 1
+        yield from order.split(self.batch_size)
+
+
 class BatchStream(IterableDataset):
     """Yields the batches of an epoch that are made when they are drawn.
 
@@ -111,15 +143,19 @@ class ResumableLoader(DataLoader):
         """Nothing to take."""
 
 
-def batches_drawn(trainer: Any) -> Callable[[], int]:
-    """Counts the batches that a trainer's fit has drawn in all its epochs; none without a trainer."""
+def batches_drawn(trainer: Any, batches_per_epoch: int = 0) -> Callable[[], int]:
+    """Counts the batches that a trainer's fit has drawn in all its epochs.
+
+    Without a trainer, the epochs that were asked about, of so many batches.
+    """
     if trainer is None:
-        return lambda: 0
+        firsts = itertools.count(0, batches_per_epoch)
+        return lambda: next(firsts)
     progress = trainer.fit_loop.epoch_loop.batch_progress
     return lambda: progress.total.ready
 
 
-class StepDataset(Dataset):
+class StepDataset(RangeChecked, Dataset):
     """Items that begin at steps of episodes, indexed a whole batch at a time.
 
     An index may be an integer or a tensor of indices (B,); ``__getitems__`` makes a batch of a list.
@@ -149,8 +185,6 @@ class StepDataset(Dataset):
         start_repeats: int = 1,
         reward_map: tuple[float, float] = (1.0, 0.0),
     ) -> None:
-        at_least(0, start_steps=start_steps)
-        at_least(1, start_repeats=start_repeats)
         which = np.arange(len(episodes)) if which is None else np.asarray(which)
         repeated = [np.minimum(usable[which], start_steps)] * (start_repeats - 1)
         counts, which = np.concatenate([usable[which], *repeated]), np.tile(which, start_repeats)
@@ -163,7 +197,9 @@ class StepDataset(Dataset):
         self.observations = torch.from_numpy(episodes.observations)
         self.actions = torch.from_numpy(episodes.actions)
         scale, shift = reward_map
-        self.rewards = torch.from_numpy(episodes.rewards) * scale + shift
+        self.rewards = torch.from_numpy(episodes.rewards)
+        if reward_map != (1.0, 0.0):  # else it is shared too
+            self.rewards = self.rewards * scale + shift
         self.terminations = torch.from_numpy(episodes.terminations)
         self.returns = torch.from_numpy(returns)
         self.origins = torch.from_numpy(episodes.origins)

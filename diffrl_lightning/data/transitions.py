@@ -11,7 +11,7 @@ from torch import Tensor
 from diffrl_lightning.data.base import OfflineData
 from diffrl_lightning.data.episodes import Episodes, RewardKind
 from diffrl_lightning.data.sampler import StepDataset
-from diffrl_lightning.types import TransitionBatch, at_least
+from diffrl_lightning.types import InputError, TransitionBatch
 
 
 class Transitions(StepDataset):
@@ -20,6 +20,9 @@ class Transitions(StepDataset):
     Steps whose next observation was not recorded are left out, as D4RL's ``qlearning_dataset``
     does, unless the episode ended there for good: then nothing depends on it. The keywords are
     those of :class:`TransitionData` and of :class:`StepDataset`.
+
+    Raises:
+        InputError: if no step is left.
     """
 
     def __init__(
@@ -31,17 +34,25 @@ class Transitions(StepDataset):
         n_steps: int = 1,
         **shared: Any,
     ) -> None:
-        at_least(1, n_steps=n_steps)
         usable, returns = episodes.lengths_observed, episodes.returns_to_go(discount)
         super().__init__(episodes, which, usable=usable, lengths=usable, returns=returns, **shared)
+        if not self.num_starts:
+            raise InputError(
+                "No episode has a step with a next observation: give the file next_observations, or "
+                "episodes of more than one row."
+            )
         self.ahead = torch.arange(n_steps)
         self.weights = discount**self.ahead
+        self.terminate_within = episodes.terminate_within
 
     def __getitem__(self, index: int | Tensor) -> TransitionBatch:
         """Transitions of these indices, (B, ...)."""
         rows, episode = self.starts(index)
         ahead = rows[..., None] + self.ahead
         inside = ahead < self.ends[episode][..., None]
+        if self.terminate_within:
+            done = self.terminations[ahead.minimum(self.ends[episode][..., None] - 1)].long()
+            inside &= done.cumsum(-1) == done  # up to the first one
         steps = inside.sum(-1)
         last = rows + steps - 1
         rewards = self.rewards[torch.where(inside, ahead, last[..., None])]
@@ -81,7 +92,6 @@ class TransitionData(OfflineData):
         n_steps: int = 1,
         **shared: Any,
     ) -> None:
-        at_least(1, n_steps=n_steps)
         super().__init__(dataset, **shared)
         self.rewards = rewards
         self.keep(n_steps=n_steps)

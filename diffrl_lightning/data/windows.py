@@ -11,7 +11,8 @@ from torch import Tensor
 from diffrl_lightning.data.base import OfflineData
 from diffrl_lightning.data.episodes import Episodes
 from diffrl_lightning.data.sampler import StepDataset
-from diffrl_lightning.types import InputError, SequenceBatch, at_least, one_of, within
+from diffrl_lightning.inputs import one_of, within
+from diffrl_lightning.types import InputError, SequenceBatch
 
 Padding = Literal["none", "edge", "zero"]
 
@@ -94,10 +95,8 @@ def num_windows(
         InputError: if an argument is unknown, out of range, or does not go with the others.
     """
     one_of(get_args(Padding), padding=padding)
-    at_least(1, horizon=horizon, stride=stride)
     span = (horizon - 1) * stride
     within(0, span, pad_before=pad_before)
-    at_least(0, pad_after=pad_after)
     if padding == "none" and (pad_before or pad_after):
         raise InputError(f"{pad_before=} and {pad_after=} need padding edge or zero.")
     beyond = 0 if padding == "none" else span if pad_after is None else min(pad_after, span)

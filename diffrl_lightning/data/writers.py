@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import re
+import zipfile
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +18,7 @@ from gymnasium.spaces import Box
 from tqdm.auto import tqdm
 
 from diffrl_lightning.data.episodes import Episodes
+from diffrl_lightning.files import cannot_write, whole_path
 from diffrl_lightning.types import InputError
 
 _MINARI_ID = re.compile(r"(?:[\w-]+/)*[\w-]+-v\d+")
@@ -30,7 +35,8 @@ def check_output(output: str, num_samples: int) -> None:
         InputError: if it is there already, or is neither a file's name nor a Minari id.
     """
     if _is_file(output):
-        if Path(output).exists():
+        _check_folder(output)
+        if Path(output).expanduser().exists():
             raise InputError(f"{output!r} is there already: remove it or write another file.")
         return
     if not _MINARI_ID.fullmatch(output):
@@ -47,6 +53,15 @@ def check_output(output: str, num_samples: int) -> None:
             f"A Minari dataset takes 15 kB an episode, and {num_samples} synthetic episodes are more "
             f"than {_MINARI_LIMIT}: write a file that ends in .hdf5."
         )
+
+
+def is_whole(shard: Path) -> bool:
+    """Whether a shard is there, and all of it."""
+    try:
+        with zipfile.ZipFile(shard) as archive:
+            return archive.testzip() is None
+    except (OSError, zipfile.BadZipFile, EOFError, zlib.error):
+        return False
 
 
 def parts_folder(output: str) -> Path:
@@ -71,7 +86,7 @@ def write_dataset(
         provenance: how they came about, for the metadata.
         source: the datamodule that the model was trained on, for its environment; or None.
     """
-    steps = map(_steps, tqdm(shards, desc="Joining shards", leave=False))
+    steps = map(_steps, tqdm(shards, desc="Joining shards", leave=False, disable=None))
     write = _write_hdf5 if _is_file(output) else _write_minari
     write(output, steps, provenance, source)
 
@@ -101,7 +116,17 @@ def write_episodes(
 
 
 def _is_file(output: str) -> bool:
-    return Path(output).suffix in (".hdf5", ".h5")
+    return Path(output).suffix.lower() in (".hdf5", ".h5")
+
+
+def _check_folder(output: str) -> None:
+    """Refuse a file in a place where none can be made."""
+    path = Path(output).expanduser().absolute()
+    folder = next(parent for parent in path.parents if parent.exists())
+    if not folder.is_dir():
+        raise cannot_write(output, NotADirectoryError(f"{str(folder)!r} is a file"))
+    if not os.access(folder, os.W_OK):
+        raise cannot_write(output, PermissionError(f"{str(folder)!r} is read-only"))
 
 
 def _write_hdf5(
@@ -110,27 +135,65 @@ def _write_hdf5(
     """Append the parts to a file with its metadata, which takes its name once it is whole."""
     import h5py
 
-    path = Path(output).expanduser()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.part")
-    with h5py.File(temporary, "w") as file:
-        for part in parts:
-            for name, rows in part.items():
-                if name not in file:
-                    file.create_dataset(name, data=rows, maxshape=(None, *rows.shape[1:]))
-                    continue
-                file[name].resize(len(file[name]) + len(rows), 0)
-                file[name][-len(rows) :] = rows
-        file["metadata/provenance"] = json.dumps(dict(provenance))
-        if source is not None and source.env_id is not None:
-            file["metadata/env_id"] = source.env_id
-        if source is not None and source.ref_scores is not None:
-            file["metadata/ref_min_score"], file["metadata/ref_max_score"] = source.ref_scores
-    temporary.replace(path)
+    with whole_path(output) as temporary, temporary.open("w+b", buffering=0) as raw:
+        disk = _Disk(raw)
+        with h5py.File(disk, "w") as file:
+            for part in parts:
+                for name, rows in part.items():
+                    if name not in file:
+                        file.create_dataset(name, data=rows, maxshape=(None, *rows.shape[1:]))
+                        continue
+                    file[name].resize(len(file[name]) + len(rows), 0)
+                    file[name][-len(rows) :] = rows
+                disk.check()
+            file["metadata/provenance"] = json.dumps(dict(provenance))
+            if source is not None and source.env_id is not None:
+                file["metadata/env_id"] = source.env_id
+            if source is not None and source.ref_scores is not None:
+                file["metadata/ref_min_score"], file["metadata/ref_max_score"] = source.ref_scores
+        disk.check()
+
+
+class _Disk:
+    """A file for HDF5 that keeps the first error of a write until it is asked for.
+
+    HDF5 can not close a file after a write that failed, and crashes when the process ends.
+    """
+
+    def __init__(self, file: FileIO) -> None:
+        self.file = file
+        self.error: OSError | None = None
+        self.read, self.readinto, self.flush = file.read, file.readinto, file.flush
+        self.seek, self.tell = file.seek, file.tell
+
+    def write(self, block: memoryview) -> int:
+        """Write, or do nothing once a write has failed."""
+        done = 0
+        try:
+            while self.error is None and done < len(block):
+                done += self.file.write(block[done:])
+        except OSError as error:
+            self.error = error
+        return len(block)
+
+    def truncate(self, size: int) -> None:
+        """Make the file as long as this, unless a write has failed."""
+        try:
+            if self.error is None:
+                self.file.truncate(size)
+        except OSError as error:
+            self.error = error
+
+    def check(self) -> None:
+        """Raise the error of a write that has failed."""
+        if self.error is not None:
+            raise self.error
 
 
 def _steps(path: Path) -> Steps:
     """A shard as flat steps in D4RL's layout."""
+    if not is_whole(path):
+        raise InputError(f"{str(path)!r} is damaged: remove it and draw it again.")
     with np.load(path, allow_pickle=False) as file:
         shard = dict(file)
     observations, actions, rewards = (shard[k] for k in ("observations", "actions", "rewards"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -41,7 +41,6 @@ class Sampling(Acting):
     sampler: Sampler = "ddim"
     num_inference_steps: int | None = None
     temperature: float = 1.0
-    least: ClassVar = {"num_inference_steps": 1, "temperature": 0}
 
     def timesteps(self, diffusion: GaussianDiffusion) -> list[int]:
         """The steps of a diffusion to evaluate the network at (:func:`inference_timesteps`)."""

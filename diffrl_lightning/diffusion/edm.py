@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from diffrl_lightning.diffusion.gaussian import GaussianDiffusion, rowwise
 from diffrl_lightning.diffusion.noise import randn
-from diffrl_lightning.types import DenoiseFn, Generators, InputError, above, at_least
+from diffrl_lightning.inputs import above, at_least
+from diffrl_lightning.types import DenoiseFn, Generators, InputError
 
 
 class EDM(nn.Module):

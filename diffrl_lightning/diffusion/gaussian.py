@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from diffrl_lightning.diffusion.constraints import Inpaint
 from diffrl_lightning.diffusion.noise import randint, randn
-from diffrl_lightning.types import DenoiseFn, Generators, InputError, one_of
+from diffrl_lightning.inputs import one_of
+from diffrl_lightning.types import DenoiseFn, Generators, InputError
 
 PredictionType = Literal["eps", "x0", "v"]
 

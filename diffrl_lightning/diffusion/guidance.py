@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -83,7 +82,6 @@ class GuidedSampling(Sampling):
     num_guide_steps: int = 2
     scale_by_variance: bool = True
     guidance_stop: int = 2
-    least: ClassVar = {"num_guide_steps": 0}
 
 
 def value_guided(

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from diffrl_lightning.types import above, at_least, one_of
+from diffrl_lightning.inputs import above, at_least, one_of
 
 BetaSchedule = Literal["cosine", "vp", "linear"]
 
@@ -31,14 +31,14 @@ def power_cosine_betas(num_train_timesteps: int, power: float = 1.0) -> Tensor:
 def vp_betas(num_train_timesteps: int) -> Tensor:
     """Variance-preserving SDE, discretised (Xiao et al. 2022), the schedule of Diffusion-QL."""
     beta_min, beta_max = 0.1, 10.0
-    t = torch.arange(1, num_train_timesteps + 1, dtype=torch.float64)
+    t = torch.arange(1, num_train_timesteps + 1, dtype=torch.float64, device="cpu")
     n = num_train_timesteps
     return 1 - torch.exp(-beta_min / n - 0.5 * (beta_max - beta_min) * (2 * t - 1) / n**2)
 
 
 def linear_betas(num_train_timesteps: int) -> Tensor:
     """Linear schedule (Ho et al. 2020, section 4)."""
-    return torch.linspace(1e-4, 2e-2, num_train_timesteps, dtype=torch.float64)
+    return torch.linspace(1e-4, 2e-2, num_train_timesteps, dtype=torch.float64, device="cpu")
 
 
 def make_betas(beta_schedule: BetaSchedule, num_train_timesteps: int) -> Tensor:
@@ -50,7 +50,7 @@ def make_betas(beta_schedule: BetaSchedule, num_train_timesteps: int) -> Tensor:
 
 
 def _times(num_train_timesteps: int) -> Tensor:
-    return torch.linspace(0, 1, num_train_timesteps + 1, dtype=torch.float64)
+    return torch.linspace(0, 1, num_train_timesteps + 1, dtype=torch.float64, device="cpu")
 
 
 def _betas(alphas_cumprod: Tensor) -> Tensor:

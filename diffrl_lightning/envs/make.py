@@ -14,6 +14,7 @@ import numpy as np
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 
+from diffrl_lightning.inputs import check_ranges
 from diffrl_lightning.types import InputError
 
 _LONGEST_TEXT = 300  # of what an environment says when it fails
@@ -45,6 +46,7 @@ class EnvConfig:
 
     def __post_init__(self) -> None:
         check_env_names(self.env_id, self.kwargs, self.observation_keys)
+        check_ranges({"max_episode_steps": self.kwargs.get("max_episode_steps")})
 
     def make(self, render_mode: str | None = None) -> gym.Env:
         """One environment, with flat observations.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from diffrl_lightning.diffusion import GaussianDiffusion, Sampling, inference_timesteps
 from diffrl_lightning.types import Acting, InputError
@@ -22,7 +22,6 @@ class GaussianActing(Acting):
     """
 
     temperature: float = 0.0
-    least: ClassVar = {"temperature": 0}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +35,6 @@ class SkillActing(Acting):
 
     n_action_steps: int | None = None
     action_temperature: float = 0.0
-    least: ClassVar = {"n_action_steps": 1, "action_temperature": 0}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +76,6 @@ class SynthesisSampling(Sampling):
     guidance_scale: float = 1.0
     bound_actions: bool = True
     bound_states: bool = False
-    least: ClassVar = {"task": 0}
 
 
 def chosen_acting(role: Any, how: Acting | None, choices: Mapping[str, Any]) -> Acting:
@@ -112,7 +109,7 @@ def to_plain(how: Acting | None) -> dict[str, Any] | None:
 
 def from_plain(kind: type[Acting] | None, stored: Mapping[str, Any] | None) -> Acting | None:
     """What :func:`to_plain` has written, of this class; None where nothing was, or another."""
-    if kind is None or stored is None or stored["class_path"] != kind.__name__:
+    if kind is None or not isinstance(stored, Mapping) or stored.get("class_path") != kind.__name__:
         return None
     names = {field.name for field in fields(kind)}
     return kind(**{name: x for name, x in stored["init_args"].items() if name in names})

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from diffrl_lightning.diffusion import GaussianDiffusion, Sampling
+from diffrl_lightning.inputs import RangeChecked
 from diffrl_lightning.modules.acting import chosen_acting
-from diffrl_lightning.modules.checks import check_data, check_discount
+from diffrl_lightning.modules.checkpoint_files import CheckpointFiles
+from diffrl_lightning.modules.checks import check_data, check_discount, check_rewards
 from diffrl_lightning.modules.training import TrainedModule
 from diffrl_lightning.nets import EMA
 from diffrl_lightning.normalizers import TrajectoryNormalizer
@@ -19,7 +21,7 @@ from diffrl_lightning.policies import ChunkedPolicy
 from diffrl_lightning.types import Acting, InputError, Policy, SequenceBatch, TrainingData
 
 
-class Role(TrainedModule):
+class Role(RangeChecked, TrainedModule):
     """What every role is: networks, normalisers, a loss, and perhaps a way to act.
 
     A role defines ``compute_loss`` and, if it acts, ``acting`` and ``decide``, or, if it generates,
@@ -38,13 +40,15 @@ class Role(TrainedModule):
         compile: compile the networks for training.
 
     Raises:
-        InputError: if there are goals, and the role does not pursue any.
+        InputError: if an argument is out of range, or there are goals that the role does not pursue.
     """
 
     trajectory: TrajectoryNormalizer
     batch_type: ClassVar[type] = SequenceBatch  # what it learns from
     learns_online: ClassVar[bool] = False  # from data that grow meanwhile
     takes_goals: ClassVar[bool] = False
+    val_metrics: ClassVar[tuple[str, ...]] = ("loss",)  # that validations log, without rollouts
+    needs_rewards: bool = False  # whether it learns from rewards or returns
     monitor: ClassVar[str | None] = (
         "val/loss"  # of the best checkpoint without rollouts; None: last
     )
@@ -108,12 +112,14 @@ class Role(TrainedModule):
 
     def setup(self, stage: str) -> None:
         """Check the data, and fit the normalisers unless a checkpoint brings them."""
+        CheckpointFiles.install(self.trainer.strategy)
         data = getattr(self.trainer, "datamodule", None)
         if data is None or stage == "predict":
             return
         if stage == "fit":
             check_data(type(self), type(data))
             check_discount(self, data)
+            check_rewards(self, data)
         # A companion, which statistics may depend on, may come with a checkpoint, after this; and what
         # an agent has done is there only while it learns.
         if not (self.companions or (data.grows and stage != "fit") or self.is_fitted()):

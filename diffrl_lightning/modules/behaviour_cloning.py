@@ -7,11 +7,12 @@ from typing import Any, Literal
 from torch import Tensor
 
 from diffrl_lightning.diffusion import randn
+from diffrl_lightning.inputs import one_of
 from diffrl_lightning.modules.acting import GaussianActing
 from diffrl_lightning.modules.base import DiffusionModule
 from diffrl_lightning.nets import mlp
 from diffrl_lightning.normalizers import NormalizerKind, TrajectoryNormalizer
-from diffrl_lightning.types import Generators, InputError, Policy, TransitionBatch, one_of
+from diffrl_lightning.types import Generators, InputError, Policy, TransitionBatch
 
 
 class BehaviourCloning(DiffusionModule):

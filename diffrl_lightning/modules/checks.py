@@ -50,6 +50,19 @@ def check_discount(module: Any, data: TrainingData) -> None:
         )
 
 
+def check_rewards(module: Any, data: TrainingData) -> None:
+    """Refuse data without rewards where a model learns from them.
+
+    Raises:
+        InputError: naming the datasets.
+    """
+    if module.needs_rewards and not data.has_rewards:
+        raise InputError(
+            f"{type(module).__name__} learns from rewards, which {', '.join(data.datasets)} do not "
+            "have: add an array 'rewards', or train a role that does without."
+        )
+
+
 def check_raw_rewards(data: TrainingData) -> None:
     """For models of the environment's rewards.
 

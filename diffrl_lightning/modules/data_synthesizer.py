@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from diffrl_lightning.diffusion import EDM, rand
+from diffrl_lightning.inputs import one_of
 from diffrl_lightning.modules.synthesizer import Synthesizer
 from diffrl_lightning.nets import Backbone, TransitionMLP, make_backbone, mlp
 from diffrl_lightning.normalizers import Normalizer, make_normalizer
@@ -18,7 +19,6 @@ from diffrl_lightning.types import (
     SequenceBatch,
     TrainingData,
     TransitionBatch,
-    one_of,
 )
 
 _LEAST_SPREAD = 0.1  # of terminals, lest a few of them dominate the loss of their entry

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -48,7 +48,6 @@ class ConditionalPlanActing(Sampling):
     replan_every: int = 1
     warm_start_steps: int = 0
     compile: bool = False
-    least: ClassVar = {"replan_every": 1}
 
 
 class DecisionDiffuser(PlanningModule):
@@ -96,6 +95,7 @@ class DecisionDiffuser(PlanningModule):
             raise InputError(f"{n_obs_steps=} must be at least 1 and less than {horizon=}.")
         self.n_obs_steps = n_obs_steps
         self.conditions, self.num_origins = tuple(conditions), num_origins
+        self.needs_rewards = "return" in conditions
         widths: dict[str, int] = {"return": 1, "skill": num_origins}
         self.denoiser = ConditionalDenoiser(
             self.make_net(observation_dim, dim),

@@ -19,11 +19,12 @@ from diffrl_lightning.diffusion import (
     geometric,
     make_betas,
 )
+from diffrl_lightning.inputs import between
 from diffrl_lightning.modules.base import DiffusionModule
 from diffrl_lightning.modules.futures import FutureConditions, FutureSampling, encode_offset
 from diffrl_lightning.nets import ConditionalDenoiser, ConditionalMLP, ResidualMLP
 from diffrl_lightning.normalizers import NormalizerKind, TrajectoryNormalizer, make_normalizer
-from diffrl_lightning.types import FutureBatch, Generators, InputError, TrainingData, between
+from diffrl_lightning.types import FutureBatch, Generators, InputError, TrainingData
 
 _ROWS = 2**14  # futures drawn at a time: more do not fit the caches of a CPU
 
@@ -60,6 +61,8 @@ class DiffusedValue(DiffusionModule):
     """
 
     batch_type = FutureBatch
+    val_metrics = ("loss", "rank_correlation")
+    needs_rewards = True
     sampling: ClassVar = FutureSampling  # how futures are drawn
 
     def __init__(

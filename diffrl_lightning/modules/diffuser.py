@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -64,7 +64,6 @@ class PlanActing(GuidedSampling):
     lookahead: int = 1
     kp: float = 10.0
     kd: float = 1.0
-    least: ClassVar = {"replan_every": 1, "num_candidates": 1, "choice_temperature": 0}
 
 
 class Diffuser(PlanningModule):

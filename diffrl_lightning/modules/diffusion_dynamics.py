@@ -17,18 +17,11 @@ from diffrl_lightning.diffusion import (
     power_cosine_betas,
     randn,
 )
+from diffrl_lightning.inputs import at_least, one_of
 from diffrl_lightning.modules.environment_model import EnvironmentModel, absorb
 from diffrl_lightning.nets import Normal, StepTransformer, TransitionMLP
 from diffrl_lightning.normalizers import GaussianNormalizer, TrajectoryNormalizer, make_normalizer
-from diffrl_lightning.types import (
-    ChunkBatch,
-    DenoiseFn,
-    Generators,
-    Imagined,
-    above,
-    at_least,
-    one_of,
-)
+from diffrl_lightning.types import ChunkBatch, DenoiseFn, Generators, Imagined
 
 PolicyFn = Callable[[Tensor], Normal]
 """A Gaussian policy: states (..., O) -> over actions (..., A), both in environment units."""
@@ -95,7 +88,6 @@ class DiffusionDynamics(EnvironmentModel):
         one_of(("mlp", "transformer"), backbone=backbone)
         one_of(("score", "draws"), follows=follows)
         at_least(2, horizon=horizon)
-        above(0, schedule_power=schedule_power)
         self.horizon, self.follows, self.flat = horizon, follows, backbone == "mlp"
         betas = power_cosine_betas(num_train_timesteps, schedule_power)
         self.diffusion = GaussianDiffusion(betas, "x0")

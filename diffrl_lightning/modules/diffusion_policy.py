@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -17,18 +17,12 @@ from diffrl_lightning.diffusion import (
     draw,
     make_betas,
 )
+from diffrl_lightning.inputs import within
 from diffrl_lightning.modules.base import DiffusionModule
 from diffrl_lightning.nets import ChunkBackbone, make_chunk_backbone
 from diffrl_lightning.normalizers import BOUNDED, NormalizerKind, TrajectoryNormalizer
 from diffrl_lightning.policies import ChunkedPolicy
-from diffrl_lightning.types import (
-    Generators,
-    InputError,
-    SequenceBatch,
-    TrainingData,
-    at_least,
-    within,
-)
+from diffrl_lightning.types import Generators, InputError, SequenceBatch, TrainingData
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +36,6 @@ class ChunkActing(Sampling):
 
     n_action_steps: int | None = None
     compile: bool = False
-    least: ClassVar = {"n_action_steps": 1}
 
 
 class DiffusionPolicy(DiffusionModule):
@@ -128,7 +121,6 @@ class DiffusionPolicy(DiffusionModule):
         )
         if stride != 1:
             raise InputError(f"DiffusionPolicy plays every action of a chunk: {stride=} must be 1.")
-        at_least(1, n_obs_steps=n_obs_steps, n_action_steps=n_action_steps)
         if n_obs_steps - 1 + n_action_steps > horizon:
             raise InputError(
                 f"A chunk of {horizon=} begins {n_obs_steps - 1} steps ago and is too short for "

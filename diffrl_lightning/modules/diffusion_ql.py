@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,10 +19,11 @@ from diffrl_lightning.diffusion import (
     make_betas,
     randint,
 )
+from diffrl_lightning.inputs import one_of
 from diffrl_lightning.modules.base import DiffusionModule
 from diffrl_lightning.nets import EMA, DenoisingMLP, TwinQ, frozen
 from diffrl_lightning.normalizers import NormalizerKind, TrajectoryNormalizer
-from diffrl_lightning.types import Generators, TransitionBatch, at_least, one_of, shares
+from diffrl_lightning.types import Generators, TransitionBatch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +41,6 @@ class QActing(Sampling):
     num_candidates: int = 50
     choice_temperature: float = 1.0
     average: bool = False
-    least: ClassVar = {"num_candidates": 1, "choice_temperature": 0}
 
 
 class DiffusionQL(DiffusionModule):
@@ -70,6 +70,7 @@ class DiffusionQL(DiffusionModule):
     """
 
     batch_type = TransitionBatch
+    needs_rewards = True
     acting = QActing
     monitor = None  # the critics' loss is no measure: its target moves
 
@@ -102,9 +103,7 @@ class DiffusionQL(DiffusionModule):
             ema_start=ema_start,
             **training,
         )
-        shares(tau=tau, discount=discount)
         one_of(("chain", "one_step"), actor_loss=actor_loss)
-        at_least(1, num_backup_actions=num_backup_actions)
         self.actor_loss, self.q_weight, self.discount = actor_loss, q_weight, discount
         self.num_next_actions = num_backup_actions if max_q_backup else 1
         self.diffusion = GaussianDiffusion(make_betas(beta_schedule, num_train_timesteps))

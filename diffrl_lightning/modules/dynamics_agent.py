@@ -10,19 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from diffrl_lightning.diffusion import randn
+from diffrl_lightning.inputs import above
 from diffrl_lightning.modules.acting import GaussianActing
 from diffrl_lightning.modules.diffusion_dynamics import DiffusionDynamics
 from diffrl_lightning.nets import EMA, Normal, mlp
 from diffrl_lightning.normalizers import GaussianNormalizer
-from diffrl_lightning.types import (
-    ChunkBatch,
-    Generators,
-    InputError,
-    TrainingData,
-    above,
-    at_least,
-    shares,
-)
+from diffrl_lightning.types import ChunkBatch, Generators, InputError, TrainingData
 
 _LEAST_STD = 0.1  # of the actor, in half the range of actions
 
@@ -81,10 +74,6 @@ class DynamicsAgent(DiffusionDynamics):
         **model: Any,
     ) -> None:
         super().__init__(observation_dim, action_dim, **model)
-        shares(discount=discount, gae_lambda=gae_lambda, tau=tau)
-        at_least(1, policy_every=policy_every)
-        at_least(0, policy_start=policy_start)
-        at_least(2, num_imagined=num_imagined)
         above(_LEAST_STD, initial_std=initial_std)
 
         def layer() -> nn.Module:

@@ -11,7 +11,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 from diffrl_lightning.modules.environment_model import EnvironmentModel
 from diffrl_lightning.nets import EnsembleMLP
 from diffrl_lightning.normalizers import TrajectoryNormalizer, make_normalizer
-from diffrl_lightning.types import Imagined, TransitionBatch, at_least
+from diffrl_lightning.types import Imagined, TransitionBatch
 
 
 class EnsembleDynamics(EnvironmentModel):
@@ -50,7 +50,6 @@ class EnsembleDynamics(EnvironmentModel):
             weight_decay=weight_decay,
             **training,
         )
-        at_least(1, num_members=num_members)
         # Mean and spread of each change and of the reward, and the termination's log odds.
         self.members = EnsembleMLP(
             observation_dim + action_dim,

@@ -13,6 +13,7 @@ from diffrl_lightning.types import Imagined, TrainingData
 class EnvironmentModel(DiffusionModule):
     """A model of states, actions and the environment's rewards."""
 
+    needs_rewards = True
     rewards: Normalizer
 
     def fit_normalizers(self, data: TrainingData) -> None:

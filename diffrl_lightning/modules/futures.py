@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Tensor
 
 from diffrl_lightning.diffusion import GaussianDiffusion, Sampling, inference_timesteps
+from diffrl_lightning.inputs import between, one_of
 from diffrl_lightning.normalizers import TrajectoryNormalizer
-from diffrl_lightning.types import FutureBatch, InputError, between, one_of
+from diffrl_lightning.types import FutureBatch, InputError
 
 _POLICIES = {
     "none": "None",
@@ -30,7 +30,6 @@ class FutureSampling(Sampling):
 
     num_samples: int = 16
     discount: float | None = None
-    least: ClassVar = {"num_samples": 1}
 
     def __post_init__(self) -> None:
         super().__post_init__()

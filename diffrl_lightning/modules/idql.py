@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from diffrl_lightning.diffusion import (
 from diffrl_lightning.modules.base import DiffusionModule
 from diffrl_lightning.nets import EMA, ResidualMLP, TwinQ, mlp
 from diffrl_lightning.normalizers import NormalizerKind, TrajectoryNormalizer
-from diffrl_lightning.types import Generators, TransitionBatch, at_least, between, shares
+from diffrl_lightning.types import Generators, TransitionBatch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,6 @@ class IDQLActing(Sampling):
     sampler: Sampler = "ddpm"
     num_candidates: int = 64
     choice: Literal["argmax", "expectile"] = "argmax"
-    least: ClassVar = {"num_candidates": 1}
 
 
 class IDQL(DiffusionModule):
@@ -68,6 +67,7 @@ class IDQL(DiffusionModule):
     """
 
     batch_type = TransitionBatch
+    needs_rewards = True
     acting = IDQLActing
     monitor = None  # the critics' loss is no measure: its target moves
 
@@ -102,9 +102,6 @@ class IDQL(DiffusionModule):
             ema_decay=ema_decay,
             **training,
         )
-        shares(tau=tau, discount=discount)
-        at_least(1, num_critics=num_critics, critic_steps=critic_steps)
-        between(0, 1, expectile=expectile)
         self.expectile, self.discount = expectile, discount
         self.diffusion = GaussianDiffusion(make_betas(beta_schedule, num_train_timesteps))
         self.denoiser = ResidualMLP(

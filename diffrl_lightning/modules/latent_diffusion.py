@@ -24,7 +24,7 @@ from diffrl_lightning.modules.companions import SAME_SKILLS
 from diffrl_lightning.nets import ConditionalDenoiser, ResidualMLP
 from diffrl_lightning.normalizers import make_normalizer
 from diffrl_lightning.policies import SkillPolicy
-from diffrl_lightning.types import ChunkBatch, Generators, InputError, TrainingData, above
+from diffrl_lightning.types import ChunkBatch, Generators, InputError, TrainingData
 
 _MOST_ENCODED = 20_000  # chunks that the latents' statistics are of
 _MOST_SIGNAL = 1e-2
@@ -41,7 +41,6 @@ class SkillPlanActing(SkillSampling):
 
     num_candidates: int | None = None
     planning_depth: int = 3
-    least: ClassVar = {"num_candidates": 1, "planning_depth": 1}
 
 
 class LatentDiffusion(DiffusionModule):
@@ -106,7 +105,6 @@ class LatentDiffusion(DiffusionModule):
                 "last step, where sampling begins from noise alone: use cosine, or more steps, for "
                 f"less than {_MOST_SIGNAL}."
             )
-        above(0, snr_gamma=snr_gamma)
         self.horizon, self.latent_dim, self.snr_gamma = horizon, latent_dim, snr_gamma
         net = ResidualMLP(
             latent_dim, cond_dim=embed_dim, hidden_dim=hidden_dim, num_blocks=num_blocks

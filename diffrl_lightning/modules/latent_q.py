@@ -16,15 +16,7 @@ from diffrl_lightning.modules.base import Role
 from diffrl_lightning.modules.companions import SAME_SKILLS
 from diffrl_lightning.nets import EMA, SkillCritic
 from diffrl_lightning.policies import SkillPolicy
-from diffrl_lightning.types import (
-    ChunkBatch,
-    Generators,
-    InputError,
-    TrainingData,
-    at_least,
-    shares,
-    within,
-)
+from diffrl_lightning.types import ChunkBatch, Generators, InputError, TrainingData
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +33,6 @@ class SkillQActing(SkillSampling):
     num_candidates: int = 50
     critics: Literal["least", "mean"] = "least"
     choice_temperature: float = 0.0
-    least: ClassVar = {"num_candidates": 1, "choice_temperature": 0}
 
 
 class LatentQ(Role):
@@ -100,12 +91,10 @@ class LatentQ(Role):
         **training: Any,
     ) -> None:
         super().__init__(observation_dim, action_dim, lr=lr, lr_schedule=lr_schedule, **training)
-        shares(tau=tau, discount=discount)
-        at_least(1, num_critics=num_critics, num_candidates=num_candidates)
-        within(0, 1, random_goals=random_goals)
         self.horizon, self.latent_dim, self.num_candidates = horizon, latent_dim, num_candidates
         self.candidate_sampling = SkillSampling(num_inference_steps=num_inference_steps)
         self.discount = discount
+        self.needs_rewards = not self.goal_dim  # else it learns of arrivals at goals
         self.critic = SkillCritic(
             observation_dim + self.goal_dim,
             latent_dim,

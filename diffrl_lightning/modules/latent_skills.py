@@ -16,7 +16,7 @@ from diffrl_lightning.modules.base import DiffusionModule
 from diffrl_lightning.nets import Normal, SkillVAE
 from diffrl_lightning.normalizers import NormalizerKind, TrajectoryNormalizer
 from diffrl_lightning.policies import SkillPolicy
-from diffrl_lightning.types import ChunkBatch, Generators, above, at_least
+from diffrl_lightning.types import ChunkBatch, Generators
 
 _ERRORS = ("action_error", "action_error_prior", "end_error", "end_error_prior")
 
@@ -46,6 +46,7 @@ class LatentSkills(DiffusionModule):
     """
 
     batch_type = ChunkBatch
+    val_metrics = ("loss", *_ERRORS)
     takes_goals = True  # but goals are no part of a skill
     acting = SkillActing
 
@@ -66,9 +67,6 @@ class LatentSkills(DiffusionModule):
         **training: Any,
     ) -> None:
         super().__init__(observation_dim, action_dim, lr=lr, **training)
-        at_least(1, horizon=horizon, latent_dim=latent_dim, num_layers=num_layers)
-        at_least(0, kl_weight=kl_weight)
-        above(0, min_std=min_std)
         self.horizon, self.kl_weight, self.step_aware = horizon, kl_weight, step_aware
         self.vae = SkillVAE(
             observation_dim,

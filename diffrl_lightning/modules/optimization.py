@@ -11,7 +11,8 @@ import lightning.pytorch as pl
 import torch
 from torch import nn
 
-from diffrl_lightning.types import InputError, at_least, one_of
+from diffrl_lightning.inputs import check_ranges, one_of
+from diffrl_lightning.types import InputError
 
 _STILL = re.compile("position|bias")  # parameters that do not decay, beside those of one dimension
 
@@ -58,7 +59,6 @@ def _rate(
     """The factor of the learning rate at a step; None where it is always 1."""
     warmup = module.hparams["lr_warmup_steps"]
     one_of(("constant", "cosine"), lr_schedule=schedule)
-    at_least(0, lr_warmup_steps=warmup)
     cosine = schedule == "cosine"
     last = math.inf if lr_steps is None else lr_steps
     steps = min(last, module.trainer.estimated_stepping_batches) if cosine else math.inf
@@ -80,6 +80,7 @@ def clip_gradients(
     groups: list[dict[str, Any]], bound: float | None, algorithm: str | None = None
 ) -> None:
     """Bound the gradient of each group of parameters by itself, by norm or by ``value``."""
+    check_ranges({"gradient_clip_val": bound})
     if not bound:
         return
     clip = nn.utils.clip_grad_value_ if algorithm == "value" else nn.utils.clip_grad_norm_

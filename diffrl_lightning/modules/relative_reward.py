@@ -14,11 +14,12 @@ from diffrl_lightning.diffusion import (
     randint,
     randn,
 )
+from diffrl_lightning.inputs import one_of
 from diffrl_lightning.modules.companions import SAME_TRAJECTORIES
 from diffrl_lightning.modules.trajectories import TrajectoryModule
 from diffrl_lightning.nets import TemporalValue, WindowValue
 from diffrl_lightning.normalizers import TrajectoryNormalizer
-from diffrl_lightning.types import InputError, SequenceBatch, one_of
+from diffrl_lightning.types import InputError, SequenceBatch
 
 _OFFSET_WEIGHT = 1e-3  # of the square of rho's mean
 

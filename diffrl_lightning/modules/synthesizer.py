@@ -23,19 +23,12 @@ from diffrl_lightning.diffusion import (
     make_betas,
     randn,
 )
+from diffrl_lightning.inputs import one_of, within
 from diffrl_lightning.modules.acting import SynthesisSampling
 from diffrl_lightning.modules.environment_model import EnvironmentModel
 from diffrl_lightning.nets import ConditionalDenoiser
 from diffrl_lightning.normalizers import NormalizerKind, TrajectoryNormalizer, make_normalizer
-from diffrl_lightning.types import (
-    Acting,
-    DenoiseFn,
-    Generators,
-    InputError,
-    TrainingData,
-    one_of,
-    within,
-)
+from diffrl_lightning.types import Acting, DenoiseFn, Generators, InputError, TrainingData
 
 _EDM_EVALUATIONS = 31
 _MAX_ROUNDS = 20  # of drawing anew what lies outside the data's states

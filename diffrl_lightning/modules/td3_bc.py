@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from diffrl_lightning.modules.base import Role
 from diffrl_lightning.nets import EMA, TwinQ, frozen, mlp
 from diffrl_lightning.normalizers import NormalizerKind, TrajectoryNormalizer
-from diffrl_lightning.types import Acting, Generators, TransitionBatch, at_least, shares
+from diffrl_lightning.types import Acting, Generators, TransitionBatch
 
 
 class TD3BC(Role):
@@ -32,6 +32,7 @@ class TD3BC(Role):
     """
 
     batch_type = TransitionBatch
+    needs_rewards = True
     acting = Acting
     monitor = None  # the critics' loss is no measure: its target moves
 
@@ -52,9 +53,6 @@ class TD3BC(Role):
         **training: Any,
     ) -> None:
         super().__init__(observation_dim, action_dim, **training)
-        shares(tau=tau, discount=discount)
-        at_least(1, policy_delay=policy_delay)
-        at_least(0, noise_clip=noise_clip)
         self.policy_delay = policy_delay
         self.actor = nn.Sequential(
             mlp(observation_dim, hidden_dim, action_dim, num_layers=num_layers), nn.Tanh()

@@ -18,6 +18,8 @@ from diffrl_lightning.types import InputError
 class TrainedModule(CompanionModule, ABC):
     """What Lightning calls in training and validation, on top of ``compute_loss``."""
 
+    updating = False  # whether weights are between two steps
+
     @abstractmethod
     def compute_loss(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a batch in environment units, and what else to log."""
@@ -44,13 +46,23 @@ class TrainedModule(CompanionModule, ABC):
                 f"In {self.float_dtype} weight averages and small steps round away: train with "
                 "precision bf16-mixed or 32, and use a lower one for tests."
             )
-        if self.noise_seed is None:
-            self.noise_seed = torch.initial_seed() % 2**32
+        if not (self.companions or self.is_fitted()):
+            raise InputError(
+                "The normalisers have no statistics: give the data as a datamodule, as in "
+                "trainer.fit(module, datamodule=data)."
+            )
+        self.begin_noise()
         self.embed_companions()
         self.train()  # a module that was loaded comes in evaluation mode
         if self.hparams["compile"]:
             for net in self.compiled_nets():
                 net.compile()
+
+    def begin_noise(self) -> int:
+        """The seed of all noise: of the checkpoint, or of the process as it was first asked for."""
+        if self.noise_seed is None:
+            self.noise_seed = torch.initial_seed() % 2**32
+        return self.noise_seed
 
     def on_validation_start(self) -> None:
         """Load the companions, where only a validation is run."""
@@ -63,9 +75,8 @@ class TrainedModule(CompanionModule, ABC):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Seed the noise of batch k from (seed, rank, k), so that a resumed run draws the same."""
         k = self.trainer.fit_loop.epoch_loop.batch_progress.total.ready
-        assert self.noise_seed is not None
         # Hashed to one word: of a seed, torch's generator on the CPU reads 32 bits.
-        entropy = [self.noise_seed, self.global_rank, k]
+        entropy = [self.begin_noise(), self.global_rank, k]
         seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
         if self.device.type == "cpu":
             torch.default_generator.manual_seed(seed)
@@ -75,7 +86,9 @@ class TrainedModule(CompanionModule, ABC):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Loss of a batch; logged every ``log_every_n_steps``, since logging costs time."""
         loss, info = self.compute_loss(batch)
-        if (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if every and (self.trainer.global_step + 1) % every == 0:
+            self.refuse_divergence(None if bool(loss.isfinite()) else "the loss")
             self.log("train/loss", loss, prog_bar=True)
             self.log_dict({f"train/{name}": value for name, value in info.items()})
         return loss
@@ -85,6 +98,7 @@ class TrainedModule(CompanionModule, ABC):
         super().optimizer_step(*args, **kwargs)
         for average in self.averages():
             average.update(self.trainer.global_step + 1)
+        self.updating = False
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Loss on held-out episodes, with the same noise at every validation."""
@@ -108,4 +122,5 @@ class TrainedModule(CompanionModule, ABC):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Bound the gradient of each group of parameters by itself."""
+        self.updating = True  # this is the last hook before weights change
         clip_gradients(self.param_groups(), gradient_clip_val, gradient_clip_algorithm)

@@ -34,6 +34,7 @@ class TrajectoryValue(TrajectoryModule):
     """
 
     takes_goals = True
+    needs_rewards = True
     known: Tensor  # (H, A + O) bool, the entries that are given
 
     def __init__(

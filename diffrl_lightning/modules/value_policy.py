@@ -6,19 +6,12 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from diffrl_lightning.inputs import above, one_of
 from diffrl_lightning.modules.base import DiffusionModule
 from diffrl_lightning.modules.futures import FutureSampling
 from diffrl_lightning.nets import mlp
 from diffrl_lightning.normalizers import NormalizerKind, TrajectoryNormalizer
-from diffrl_lightning.types import (
-    Acting,
-    Generators,
-    InputError,
-    TransitionBatch,
-    above,
-    at_least,
-    one_of,
-)
+from diffrl_lightning.types import Acting, Generators, InputError, TransitionBatch
 
 
 class ValuePolicy(DiffusionModule):
@@ -71,7 +64,6 @@ class ValuePolicy(DiffusionModule):
         super().__init__(observation_dim, action_dim, lr_schedule=lr_schedule, **training)
         one_of(("regression", "ascent"), extraction=extraction)
         above(0, temperature=temperature)
-        at_least(1, max_weight=max_weight)
         self.futures = FutureSampling(
             num_samples=num_samples, num_inference_steps=num_inference_steps
         )

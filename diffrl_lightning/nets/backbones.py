@@ -7,10 +7,10 @@ from typing import Literal, get_args
 
 from torch import nn
 
+from diffrl_lightning.inputs import one_of
 from diffrl_lightning.nets.mlp import ResidualMLP
 from diffrl_lightning.nets.temporal_unet import TemporalUnet, check_horizon
 from diffrl_lightning.nets.transformer import ActionTransformer, DiT1d
-from diffrl_lightning.types import one_of
 
 Backbone = Literal["unet", "dit"]
 ChunkBackbone = Literal["unet", "transformer", "mlp"]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from diffrl_lightning.nets.activations import Mish, chain
 from diffrl_lightning.nets.mlp import mlp
-from diffrl_lightning.types import DenoiseFn, within
+from diffrl_lightning.types import DenoiseFn
 
 
 class ConditionEmbedding(nn.Module):
@@ -37,7 +37,6 @@ class ConditionEmbedding(nn.Module):
         always: Collection[str] = (),
     ) -> None:
         super().__init__()
-        within(0, 1, drop_prob=drop_prob)
         self.embed_dim, self.drop_prob = embed_dim, drop_prob
         self.always = [name for name in condition_dims if name in always]
         shared = sum(condition_dims[name] for name in self.always)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffrl_lightning.types import InputError, at_least
+from diffrl_lightning.types import InputError
 
 
 class EMA(nn.Module):
@@ -36,8 +36,6 @@ class EMA(nn.Module):
         super().__init__()
         if not 0 <= decay < 1:
             raise InputError(f"{decay=} must lie in [0, 1).")
-        at_least(1, update_every=update_every)
-        at_least(0, power=power)
         self.decay, self.update_every = decay, update_every
         self.start, self.power = start, power
         self.net = copy.deepcopy(net).requires_grad_(False).eval()

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from diffrl_lightning.types import at_least
+from diffrl_lightning.inputs import at_least
 
 
 class BatchPolicy:

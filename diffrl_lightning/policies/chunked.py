@@ -7,8 +7,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from diffrl_lightning.inputs import at_least
 from diffrl_lightning.policies.base import BatchPolicy
-from diffrl_lightning.types import Generators, at_least
+from diffrl_lightning.types import Generators
 
 
 class ChunkFn(Protocol):

@@ -7,8 +7,9 @@ from typing import Any, Literal, NamedTuple, Protocol, get_args
 import torch
 from torch import Tensor
 
+from diffrl_lightning.inputs import at_least, one_of
 from diffrl_lightning.policies.base import BatchPolicy
-from diffrl_lightning.types import Generators, InputError, at_least, one_of
+from diffrl_lightning.types import Generators, InputError
 
 Execute = Literal["actions", "states"]
 

@@ -7,8 +7,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from diffrl_lightning.inputs import within
 from diffrl_lightning.policies.base import BatchPolicy
-from diffrl_lightning.types import Generators, within
+from diffrl_lightning.types import Generators
 
 
 class ChooseFn(Protocol):

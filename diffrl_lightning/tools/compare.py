@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 
 from diffrl_lightning.callbacks.rollout import roll_out
 from diffrl_lightning.data import SequenceData
 from diffrl_lightning.data.sources.base import SourceOptions
 from diffrl_lightning.figures.charts import draw_trade_offs
+from diffrl_lightning.inputs import check_ranges
 from diffrl_lightning.tools import report
-from diffrl_lightning.tools.configs import find_config
+from diffrl_lightning.tools.configs import check_yaml, find_config
 from diffrl_lightning.tools.sources import load_role
 from diffrl_lightning.types import EnvSource, Episode, InputError, Policy
 
@@ -58,6 +58,7 @@ def compare(
         output: path of the files, without ending.
         source: the dataset's environment.
     """
+    check_ranges(locals())
     variants = _read_rows(rows, only)
     data = SequenceData(dataset, **vars(SourceOptions(**source)))
     seeds: Sequence[int | None] = train_seeds or [None]
@@ -125,7 +126,12 @@ def decision_ms(policy: Policy, source: EnvSource, num_envs: int) -> float:
 
 
 def _read_rows(path: str, only: list[str] | None) -> dict[str, dict[str, Any]]:
-    rows = yaml.safe_load(find_config(path).read_text())
+    rows = check_yaml(find_config(path), repr(path))
+    for name, row in rows.items():
+        if not isinstance(row, dict | None):
+            raise InputError(
+                f"{path!r}: the row {name!r} must hold fields and their values, not {row!r}."
+            )
     unknown = set(only or []) - set(rows)
     if unknown:
         raise InputError(

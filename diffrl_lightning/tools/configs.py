@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
+
+import yaml
+
+from diffrl_lightning.inputs import InputError
 
 _PACKAGE = Path(__file__).parents[1]
 
@@ -33,13 +37,56 @@ def find_config(name: str) -> Path:
         return path
     found = shipped.get(name.removesuffix(".yaml").removeprefix("configs/"))
     if found is None:
-        from diffrl_lightning.types import InputError
-
         near = get_close_matches(name.removesuffix(".yaml"), shipped, 3, cutoff=0.4)
         known = f"near are {', '.join(near)}; " if near else ""
         raise InputError(
             f"{name!r} is no file and no shipped configuration: {known}diffrl configs lists them."
         )
+    return found
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain values only, and every key once."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """A dictionary."""
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        twice = [key for key in keys if keys.count(key) > 1 and key != "<<"]
+        if twice:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"{twice[0]!r} is given twice", node.start_mark
+            )
+        return super().construct_mapping(node, deep)
+
+
+def check_yaml(source: Path | str, name: str) -> dict[str, Any]:
+    """The dictionary of a YAML file, or of a text; no tag makes objects or runs code.
+
+    Args:
+        source: the file, or the text itself.
+        name: what errors call it.
+
+    Raises:
+        InputError: if it can not be read, is no YAML, or no dictionary; it names the line.
+    """
+    try:
+        text = source.read_text("utf-8") if isinstance(source, Path) else source
+        found = yaml.load(text, _Loader)
+    except (UnicodeDecodeError, yaml.reader.ReaderError):
+        raise InputError(f"{name} is no text, so no YAML file: give one.") from None
+    except OSError as error:
+        raise InputError(f"{name} can not be read ({error.strerror}): mend that.") from error
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = f", line {mark.line + 1}," if mark else ""
+        raise InputError(f"{name}{line} is no plain YAML ({error.problem}): mend it.") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{name} is no plain YAML ({error}): mend it.") from error
+    if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):
+        kind = (
+            "empty" if found is None else "a list" if isinstance(found, list) else "no dictionary"
+        )
+        raise InputError(f"{name} is {kind}: it must hold NAME: VALUE lines.")
     return found
 
 
@@ -62,7 +109,9 @@ def configs(args: Sequence[str]) -> None:
     if given.name and not listed:
         path = find_config(given.name)
         if given.output:
-            shutil.copyfile(path, given.output)
+            from diffrl_lightning.files import write_whole
+
+            write_whole(given.output, path.read_bytes())
             print(f"Copied {given.name} to {given.output}.")
         else:
             sys.stdout.write(path.read_text())

@@ -13,6 +13,7 @@ from diffrl_lightning.data import SequenceData
 from diffrl_lightning.data.sources.base import SourceOptions
 from diffrl_lightning.envs.evaluate import RandomPolicy
 from diffrl_lightning.envs.pointmaze import Maze, WaypointPolicy
+from diffrl_lightning.inputs import check_ranges
 from diffrl_lightning.policies.planner import Plan, PlannerPolicy
 from diffrl_lightning.tools import report
 from diffrl_lightning.types import InputError, Policy
@@ -41,6 +42,7 @@ def controls(
         lookahead: of the law that follows it.
         source: the dataset's environment.
     """
+    check_ranges(locals())
     data = SequenceData(dataset, **vars(SourceOptions(**source)))
     maze, box = Maze.of_source(data), data.action_space()
     if maze is None or box is None:

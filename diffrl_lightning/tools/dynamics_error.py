@@ -11,6 +11,7 @@ from torch import Tensor
 
 from diffrl_lightning.data import ChunkData, Chunks
 from diffrl_lightning.figures.charts import draw_errors
+from diffrl_lightning.inputs import check_ranges
 from diffrl_lightning.normalizers import GaussianNormalizer
 from diffrl_lightning.tools import report
 from diffrl_lightning.tools.sources import load_role, read
@@ -45,6 +46,7 @@ def dynamics_error(
         data: keywords of ``ChunkData`` that they were trained with; ``val_fraction`` and ``seed`` say
             which episodes are held out.
     """
+    check_ranges(locals())
     horizons = sorted(horizons or [1, 2, 5, 10, 20, 50])
     batch, scale = held_out(ChunkData(dataset, horizon=horizons[-1] + 1, **data), num_windows)
     states, actions = batch["observations"], batch["actions"]

@@ -13,6 +13,7 @@ from diffrl_lightning.envs.collect import Collector
 from diffrl_lightning.envs.make import EnvConfig
 from diffrl_lightning.envs.simulate import play
 from diffrl_lightning.figures.charts import draw_model_rollouts
+from diffrl_lightning.inputs import check_ranges
 from diffrl_lightning.tools import report
 from diffrl_lightning.tools.sources import load_role
 from diffrl_lightning.types import Imagined, InputError
@@ -53,6 +54,7 @@ def imagination_error(
         seed: of the episodes and the noise.
         output: path of the files, without ending.
     """
+    check_ranges(locals())
     agent = load_role(checkpoint, "a DynamicsAgent", "imagine", "policy")
     config = EnvConfig(env_id, env_kwargs or {})
     env = config.make()

@@ -11,6 +11,7 @@ from diffrl_lightning.data import TransitionData
 from diffrl_lightning.data.sources.base import SourceOptions
 from diffrl_lightning.envs.simulate import simulate
 from diffrl_lightning.figures.charts import draw_marginals
+from diffrl_lightning.inputs import check_ranges
 from diffrl_lightning.metrics.synthesis import (
     PARTS,
     Rows,
@@ -52,6 +53,7 @@ def quality(
         output: path of the files, without ending.
         source: the environment of all datasets.
     """
+    check_ranges(locals())
     synthetic = {"synthetic": synthetic} if isinstance(synthetic, str) else synthetic
     data = _data(real, **source)
     rng = np.random.default_rng(seed)

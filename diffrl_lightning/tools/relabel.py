@@ -11,6 +11,7 @@ import torch
 from diffrl_lightning.data import SequenceData
 from diffrl_lightning.data.sources.base import SourceOptions
 from diffrl_lightning.data.writers import check_output, write_episodes
+from diffrl_lightning.inputs import check_ranges
 from diffrl_lightning.tools.sources import load_role, read
 from diffrl_lightning.types import InputError
 
@@ -35,7 +36,8 @@ def relabel(
         batch_size: steps at a time.
         source: the dataset's environment.
     """
-    if Path(output).suffix not in (".hdf5", ".h5"):
+    check_ranges(locals())
+    if Path(output).suffix.lower() not in (".hdf5", ".h5"):
         raise InputError(f"{output=} must end in .hdf5.")
     check_output(output, 0)
     model = load_role(checkpoint, "a RelativeReward", "value", "rewards_of").eval()

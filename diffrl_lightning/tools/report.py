@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+
+from diffrl_lightning.files import whole_file, write_whole
 
 
 def print_header(*cells: str) -> None:
@@ -28,7 +29,7 @@ def with_errors(means: Iterable[float], sems: Iterable[float]) -> list[str]:
 
 def write(output: str, results: Mapping[str, Any], figure: Figure | None = None) -> None:
     """Write ``<output>.json``, and ``<output>.png`` of a figure."""
-    Path(output).parent.mkdir(parents=True, exist_ok=True)
-    Path(f"{output}.json").write_text(json.dumps(results, indent=2) + "\n")
+    write_whole(f"{output}.json", json.dumps(results, indent=2) + "\n")
     if figure is not None:
-        figure.savefig(f"{output}.png", dpi=120)
+        with whole_file(f"{output}.png") as file:
+            figure.savefig(file, format="png", dpi=120)

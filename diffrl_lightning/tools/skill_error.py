@@ -10,6 +10,7 @@ from diffrl_lightning.callbacks.skill_figure import play_skills
 from diffrl_lightning.data import ChunkData
 from diffrl_lightning.envs.simulate import play
 from diffrl_lightning.figures.charts import draw_errors
+from diffrl_lightning.inputs import check_ranges
 from diffrl_lightning.tools import report
 from diffrl_lightning.tools.dynamics_error import errors_at, held_out
 from diffrl_lightning.tools.sources import load_role
@@ -43,6 +44,7 @@ def skill_error(
         data: keywords of ``ChunkData`` that it was trained with; ``val_fraction`` and ``seed`` say
             which episodes are held out.
     """
+    check_ranges(locals())
     model = load_role(checkpoint, "a LatentSkills", "skill_prior", "encode", "decode")
     length = model.horizon
     horizons = sorted(horizons or [h for h in (1, 2, 5, 10, 20, 50) if h < length] + [length])

@@ -11,6 +11,7 @@ from torchmetrics.functional import spearman_corrcoef
 
 from diffrl_lightning.data import FutureData
 from diffrl_lightning.figures.charts import draw_ranks
+from diffrl_lightning.inputs import check_ranges
 from diffrl_lightning.nets import mlp
 from diffrl_lightning.normalizers import GaussianNormalizer
 from diffrl_lightning.tools import report
@@ -51,6 +52,7 @@ def value_ranks(
         data: keywords of ``FutureData`` that it was trained with; ``val_fraction`` and ``seed`` say
             which episodes are held out.
     """
+    check_ranges(locals())
     module = load_role(checkpoint, "a DiffusedValue", "sample_futures", "values")
     source = FutureData(dataset, discount=module.discount, **data)
     if not source.val_fraction:

@@ -148,6 +148,84 @@ def test_a_run_killed_while_joining_goes_on(tmp_path, monkeypatch, pendulum_file
     assert len(read("new.hdf5")[0]["rewards"]) == 50
 
 
+def test_damaged_shards_are_drawn_again(tmp_path, monkeypatch, pendulum_file, checkpoint):
+    """Those of a run that was killed, whatever cut them off."""
+    monkeypatch.chdir(tmp_path)
+    sizes = ("--synthesis.num_samples=50", "--synthesis.shard_size=10")
+    main(predict_args(pendulum_file, checkpoint, "whole.hdf5", *sizes))
+    args = predict_args(pendulum_file, checkpoint, "new.hdf5", *sizes)
+    with monkeypatch.context() as patch:
+        patch.setattr("diffrl_lightning.callbacks.sample_writer.write_dataset", interrupted)
+        with pytest.raises(RuntimeError, match="interrupted"):
+            main(args)
+    shards = sorted((tmp_path / "new.hdf5.parts").glob("*.npz"))
+    content = bytearray(shards[1].read_bytes())
+    shards[1].write_bytes(content[: len(content) // 2])
+    shards[2].write_bytes(b"")
+    content = bytearray(shards[3].read_bytes())
+    content[content.index(b"NUMPY") + 130] ^= 255  # a value
+    shards[3].write_bytes(content)
+    main(args)
+    expected, found = read("whole.hdf5")[0], read("new.hdf5")[0]
+    for name, array in expected.items():
+        np.testing.assert_array_equal(found[name], array)
+
+
+@pytest.mark.parametrize("content", ["", '{"num_sam', "[]"])
+def test_a_damaged_plan_is_named(tmp_path, monkeypatch, pendulum_file, checkpoint, capsys, content):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "new.hdf5.parts").mkdir()
+    (tmp_path / "new.hdf5.parts" / "plan.json").write_text(content)
+    with pytest.raises(SystemExit) as exit_:
+        main(predict_args(pendulum_file, checkpoint, "new.hdf5"))
+    assert exit_.value.code == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert "plan.json' is damaged: remove its folder" in last
+
+
+def test_a_place_where_nothing_can_be_written(tmp_path, pendulum_file):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "locked").mkdir(mode=0o555)
+    places = ["file/new.hdf5"]
+    if not os.access(tmp_path / "locked", os.W_OK):  # root may write everywhere
+        places.append("locked/new.hdf5")
+    for place in places:
+        with pytest.raises(InputError, match="can not be written"):
+            SampleWriter(str(tmp_path / place)).setup(quiet_trainer(tmp_path), None, "predict")
+
+
+FULL = """
+import resource, sys
+import numpy as np
+from diffrl_lightning.data.writers import write_dataset
+from diffrl_lightning.types import InputError
+
+n = 2_000
+arrays = {k: np.random.rand(n, 3).astype("f4") for k in ("observations", "next_observations")}
+arrays |= {"actions": np.zeros((n, 1), "f4"), "rewards": np.zeros(n, "f4")}
+np.savez("part.npz", terminations=np.zeros(n, "f4"), **arrays)
+for size in (100, 3_000, 30_000, 500_000, 1_000_000):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, -1))  # as a disk that is full
+    try:
+        write_dataset("new.hdf5", ["part.npz"] * 20, {}, None)
+    except InputError as error:
+        print(error)
+"""
+
+
+def test_a_full_disk_leaves_the_older_file(tmp_path):
+    """HDF5 would crash at the end of the process, with exit code -11."""
+    (tmp_path / "new.hdf5").write_bytes(b"older")
+    result = subprocess.run(
+        [sys.executable, "-c", FULL], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    lines = result.stdout.splitlines()
+    assert len(lines) == 5
+    assert all("'new.hdf5' can not be written (File too large)" in line for line in lines)
+    assert (tmp_path / "new.hdf5").read_bytes() == b"older"
+    assert sorted(os.listdir(tmp_path)) == ["new.hdf5", "part.npz"]
+
+
 def interrupted(*_):
     raise RuntimeError("interrupted")
 

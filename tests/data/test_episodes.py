@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
+from conftest import concatenate
 
-from diffrl_lightning.data.episodes import Episodes, concatenate
+from diffrl_lightning.data.episodes import Episodes
 from diffrl_lightning.types import InputError
 
 

@@ -5,10 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from conftest import concatenate
 from test_episodes import make
 
 from diffrl_lightning.data import Futures, Transitions
-from diffrl_lightning.data.episodes import concatenate
 from diffrl_lightning.types import InputError
 
 

@@ -206,7 +206,8 @@ def test_minari_dictionary_observations_goals_and_cache(tmp_path, monkeypatch):
 
     caches = sorted((tmp_path / "cache").iterdir())
     assert len(caches) == 2, "one cache for each choice of keys"
-    monkeypatch.setattr(minari_reader, "read_episodes", lambda *_: pytest.fail("the cache was not used"))
+    unused = lambda *_: pytest.fail("the cache was not used")  # noqa: E731
+    monkeypatch.setattr(minari_reader, "read_episodes", unused)
     np.testing.assert_array_equal(load("test/goals-v0").observations, episodes.observations)
     with pytest.raises(InputError, match="choose observation_keys and goal_key among"):
         load("test/goals-v0", SourceOptions(observation_keys=("position",)))

@@ -2,11 +2,14 @@
 
 from functools import partial
 
+import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
+from modules.role_tester import quiet_trainer, ready
 from test_episodes import make
 
+from diffrl_lightning import TD3BC, TransitionData
 from diffrl_lightning.data import Transitions, Windows
 from diffrl_lightning.data.sampler import BatchSampler
 from diffrl_lightning.types import InputError
@@ -56,3 +59,29 @@ def test_starts_come_more_often(make_dataset, lost):
     assert counts == {(e, s): 4 if s < 3 else 1 for e, s in counts}
     with pytest.raises(InputError, match="at least"):
         make_dataset(episodes, start_repeats=0)
+
+
+def test_a_loop_without_a_trainer_sees_all_the_data_in_another_order(pendulum_file):
+    data = ready(TransitionData(str(pendulum_file), batch_size=64))
+    loader = data.train_dataloader()
+    first, second = ([batch["actions"] for batch in loader] for _ in range(2))
+    assert len(loader) == len(first) == 14
+    assert sum(map(len, first)) == len(data.train_data)
+    assert not torch.equal(first[0], second[0])
+    values = [torch.cat(batches).sort(0).values for batches in (first, second)]
+    assert torch.equal(*values)
+
+
+def test_overfitting_sees_the_same_batches_again(tmp_path, pendulum_file):
+    class Seen(pl.Callback):
+        sums = []
+
+        def on_train_batch_start(self, trainer, module, batch, index):
+            self.sums.append(float(batch["actions"].sum()))
+
+    trainer = quiet_trainer(tmp_path, max_steps=6, overfit_batches=2, callbacks=[Seen()])
+    data = TransitionData(str(pendulum_file), batch_size=64)
+    trainer.fit(TD3BC(3, 1, hidden_dim=8), datamodule=data)
+    assert Seen.sums == Seen.sums[:2] * 3
+    begin = BatchSampler(len(data.train_data), batch_size=64).batch(0)
+    assert Seen.sums[0] == float(data.train_data[begin]["actions"].sum())

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from conftest import concatenate
 from test_episodes import make
 
 from diffrl_lightning.data import Windows
-from diffrl_lightning.data.episodes import concatenate
 from diffrl_lightning.types import InputError
 
 
@@ -73,7 +73,7 @@ def test_windows_reach_beyond_both_ends(padding, before, after, stride):
     [
         ({"pad_before": 1}, "need padding edge or zero"),
         ({"pad_after": 1}, "need padding edge or zero"),
-        ({"pad_before": -1, "padding": "edge"}, r"must lie in \[0, 2\]"),
+        ({"pad_before": 3, "padding": "edge"}, r"must lie in \[0, 2\]"),
         ({"pad_after": -1, "padding": "edge"}, "must be at least 0"),
     ],
 )

@@ -157,7 +157,7 @@ def test_noise_of_groups():
         ({"sampler": "euler"}, "sampler='euler' is unknown: choose one of ddpm, ddim, dpmpp"),
         ({"num_inference_steps": 0}, "num_inference_steps=0 must be at least 1"),
         ({"temperature": -0.5}, "temperature=-0.5 must be at least 0"),
-        ({"temperature": float("nan")}, "temperature=nan must be a number"),
+        ({"temperature": float("nan")}, "temperature=nan must be a finite number"),
     ],
 )
 def test_bad_choices(kwargs, message):

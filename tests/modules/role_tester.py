@@ -125,6 +125,8 @@ def check_role(
     every_parameter_gets_a_gradient(module, batch)
     path = tmp_path / "role.ckpt"
     trainer.save_checkpoint(path)
+    (logged,) = trainer.validate(module, datamodule=datamodule, verbose=False)
+    assert logged.keys() == {f"val/{name}" for name in module.val_metrics}
     reloaded = checkpoint_reloads_bit_equal(module, path)
     if acts:
         policy_is_deterministic_by_seed(reloaded, datamodule, noisy=noisy)

@@ -29,9 +29,9 @@ def role(**kwargs):
 @pytest.mark.parametrize(
     ("choices", "message"),
     [
-        ({"temperature": float("nan")}, "temperature=nan must be a number"),
+        ({"temperature": float("nan")}, "temperature=nan must be a finite number"),
         ({"temperature": -1.0}, "temperature=-1.0 must be at least 0"),
-        ({"choice_temperature": float("nan")}, "must be a number"),
+        ({"choice_temperature": float("nan")}, "must be a finite number"),
         ({"num_inference_steps": 0}, "must be at least 1"),
         ({"sampler": "euler"}, "sampler='euler' is unknown: choose one of ddpm, ddim, dpmpp"),
     ],
@@ -42,7 +42,7 @@ def test_choices_check_themselves(choices, message):
 
 
 def test_a_value_without_a_bound_is_no_nan_either():
-    with pytest.raises(InputError, match="value_guidance_scale=nan must be a number"):
+    with pytest.raises(InputError, match="value_guidance_scale=nan must be a finite number"):
         PlanActing(value_guidance_scale=float("nan"))
 
 

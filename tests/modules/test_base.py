@@ -73,6 +73,8 @@ def test_critics_biases_do_not_decay():
 
 def test_a_loaded_module_trains_in_training_mode():
     module = policy(dropout=0.5).eval()
+    for part in module.trajectory.children():
+        part.fitted.fill_(True)
     module._trainer = SimpleNamespace(global_rank=0)
     module.on_fit_start()
     assert module.denoiser.training

@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import gymnasium as gym
-import numpy as np
 
 from diffrl_lightning.envs.make import check_env_names, layout, layout_dims
 from diffrl_lightning.envs.stored import StoredSpec
-from diffrl_lightning.types import InputError, at_least
+from diffrl_lightning.inputs import check_ranges
 
 
 @dataclass(frozen=True)
 class DatasetInfo:
     """What a dataset says of itself before its arrays are read.
 
-    ``observation_dim`` counts the state, ``goal_dim`` the goal that its environment adds. The
-    environment is as the dataset has it, not to be made before
-    :func:`~diffrl_lightning.data.sources.environments.evaluation_env` has looked at it.
+    ``observation_dim`` counts the state, ``goal_dim`` the goal that its environment adds; rewards
+    that it does not have are read as zeros. The environment is as the dataset has it, not to be made
+    before :func:`~diffrl_lightning.data.sources.environments.evaluation_env` has looked at it.
     """
 
     observation_dim: int
     action_dim: int
     goal_dim: int = 0
+    has_rewards: bool = True
     env_id: str | None = None
     env_kwargs: Mapping[str, Any] = field(default_factory=dict)
     ref_scores: tuple[float, float] | None = None
@@ -61,7 +61,7 @@ class SourceOptions:
     def __post_init__(self) -> None:
         env_id = "Hopper-v5" if self.env_id is None else self.env_id  # any, where none is given
         check_env_names(env_id, self.kwargs, self.observation_keys)
-        at_least(1, generate_steps=self.generate_steps)
+        check_ranges({"generate_steps": self.generate_steps})
 
     @property
     def kwargs(self) -> dict[str, Any]:
@@ -71,34 +71,3 @@ class SourceOptions:
     def dims(self, space: gym.Space) -> tuple[int, int]:
         """Length of the flat state and of the goal in a space of observations."""
         return layout_dims(space, *layout(space, self.observation_keys, self.goal_key))
-
-
-def check_arrays(
-    dataset: str, arrays: Mapping[str, tuple[tuple[int, ...], np.dtype]], required: Sequence[str]
-) -> None:
-    """Refuse a file whose arrays do not make steps, by their shapes and dtypes alone.
-
-    Raises:
-        InputError: naming the array and what is wrong with it.
-    """
-    for name in required:
-        if name not in arrays:
-            raise InputError(f"{dataset!r} has no array {name!r}: it needs {', '.join(required)}.")
-    steps = arrays["observations"][0][:1]
-    lengths = {name: shape[0] if shape else "none" for name, (shape, _) in arrays.items()}
-    for name, (shape, dtype) in arrays.items():
-        matrix = name in ("observations", "actions", "next_observations")
-        if dtype.kind not in "fiub":
-            raise InputError(f"{dataset!r}: {name} must be numbers, not {dtype}.")
-        if len(shape) != 2 if matrix else shape not in (steps, (*steps, 1)):
-            raise InputError(
-                f"{dataset!r}: {name} has the shape {shape}, but every array needs one row a step "
-                f"(arrays of unequal lengths: {lengths})."
-            )
-        if shape[:1] != steps:
-            raise InputError(f"{dataset!r} has arrays of unequal lengths: {lengths}.")
-    if steps == (0,):
-        raise InputError(f"{dataset!r} holds no steps.")
-    following = arrays.get("next_observations", arrays["observations"])[0]
-    if following != arrays["observations"][0]:
-        raise InputError(f"{dataset!r}: next_observations must be shaped like observations.")

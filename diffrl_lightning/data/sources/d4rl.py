@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,51 +12,64 @@ import h5py
 import numpy as np
 
 from diffrl_lightning.data.episodes import Episodes
-from diffrl_lightning.data.sources.base import DatasetInfo, SourceOptions, check_arrays
+from diffrl_lightning.data.sources.base import DatasetInfo, SourceOptions
+from diffrl_lightning.data.sources.checks import (
+    BLOCK,
+    check_arrays,
+    damaged,
+    flags,
+    not_a_file,
+    take_next,
+    warn_of_jumps,
+    warn_of_mismatches,
+    warn_of_single_steps,
+)
 from diffrl_lightning.data.sources.environments import trusted_id
+from diffrl_lightning.data.sources.hdf5 import check_entry
+from diffrl_lightning.data.sources.outline import Outline, gather
 from diffrl_lightning.data.sources.scores import d4rl_reference
 from diffrl_lightning.envs.make import registered_spec
 from diffrl_lightning.types import InputError
 
 _REQUIRED = ("observations", "actions", "rewards", "terminals")
 _OPTIONAL = ("timeouts", "next_observations")
-_BLOCK = 8_192
+_METADATA = ("ref_min_score", "ref_max_score", "env_id")
 _USUAL_STEPS = 1_000  # of an episode in D4RL
 
 
 @contextmanager
 def _open(dataset: str) -> Iterator[h5py.File]:
+    """A file whose entries that are read were checked: they lie in the file, and whole."""
+    path = Path(dataset).expanduser()
     try:
-        file = h5py.File(Path(dataset).expanduser(), "r")
-    except OSError as error:
-        raise InputError(f"{dataset!r} is not a readable HDF5 file: {error}.") from error
-    with file:
-        # No array stays open: each would keep a cache of its chunks.
-        found = {}
-        for name in (*_REQUIRED, *_OPTIONAL):
-            if name in file and not isinstance(file[name], h5py.Dataset):
-                raise InputError(f"{dataset!r} has a group {name!r} where an array belongs.")
-            if name in file:
-                found[name] = (file[name].shape, file[name].dtype)
-        check_arrays(dataset, found, _REQUIRED)
-        try:
+        if not h5py.is_hdf5(path):
+            raise not_a_file(dataset, path, "HDF5")
+        with h5py.File(path, "r") as file:
+            # No array stays open: each would keep a cache of its chunks.
+            found = {}
+            for name in (*_REQUIRED, *_OPTIONAL):
+                if check_entry(dataset, file, name):
+                    found[name] = (file[name].shape, file[name].dtype)
+            for name in _METADATA:
+                if check_entry(dataset, file, f"metadata/{name}"):
+                    _check_single(dataset, file[f"metadata/{name}"])
+            check_arrays(dataset, found, _REQUIRED)
             yield file
-        except OSError as error:
-            raise InputError(f"{dataset!r} is damaged: {error}.") from error
+    except InputError:
+        raise
+    except (OSError, RuntimeError, KeyError, ValueError) as error:  # h5py's, of damaged files
+        raise damaged(dataset, "HDF5", error) from error
 
 
 def describe(dataset: str, options: SourceOptions) -> DatasetInfo:
     """Dimensions, and what the file's metadata has of the environment's id and reference scores."""
     with _open(dataset) as file:
         env_id = _env_id(dataset, file)
-        ends = [file.get(f"metadata/ref_{end}_score") for end in ("min", "max")]
-        stored_scores = None if None in ends else (float(ends[0][()]), float(ends[1][()]))
         return DatasetInfo(
             observation_dim=file["observations"].shape[1],
             action_dim=file["actions"].shape[1],
             env_id=env_id,
-            env_kwargs=options.kwargs,
-            ref_scores=stored_scores or d4rl_reference(options.env_id or env_id or ""),
+            ref_scores=_ref_scores(dataset, file) or d4rl_reference(options.env_id or env_id or ""),
         )
 
 
@@ -65,55 +79,96 @@ def prepare(dataset: str, options: SourceOptions) -> None:
 
 def load(dataset: str, options: SourceOptions) -> Episodes:
     """Read a file block by block, so that no array is ever in memory twice."""
+    return gather([outline(dataset, options)])
+
+
+def outline(dataset: str, options: SourceOptions) -> Outline:
+    """Where the file's episodes end."""
     with _open(dataset) as file:
-        terminations = _flags(file, "terminals")
+        terminations = flags(dataset, "terminals", _blocks(file, "terminals"))
         n = len(terminations)
         if "timeouts" in file:
-            truncations = _flags(file, "timeouts")
+            truncations = flags(dataset, "timeouts", _blocks(file, "timeouts"))
         else:
             truncations = _timeouts(terminations, _time_limit(dataset, file, options))
         ends = terminations | truncations
         truncations[-1] |= not ends[-1]  # a file may stop in mid-episode
         offsets = np.concatenate([[0], np.flatnonzero(ends) + 1, [] if ends[-1] else [n]])
         offsets = offsets.astype(np.int64)
-        e = len(offsets) - 1
-        observations = np.empty((n + e, file["observations"].shape[1]), np.float32)
-        actions = np.empty(file["actions"].shape, np.float32)
-        rewards = np.empty(n, np.float32)
-        for start in range(0, n, _BLOCK):
-            rows = np.arange(start, min(start + _BLOCK, n))
-            block = slice(start, start + _BLOCK)
-            episode = np.searchsorted(offsets, rows, side="right") - 1
-            observations[rows + episode] = file["observations"][block]
-            actions[block] = file["actions"][block]
-            rewards[block] = file["rewards"][block].reshape(-1)
-        last = offsets[1:] + np.arange(e)  # rows of the final observations
         with_next = "next_observations" in file
+        warn_of_single_steps(dataset, offsets, with_next)
+        return Outline(
+            observation_dim=file["observations"].shape[1],
+            action_dim=file["actions"].shape[1],
+            terminations=terminations,
+            truncations=truncations,
+            offsets=offsets,
+            final_observed=np.full(len(offsets) - 1, with_next),
+            fill=lambda *arrays: _fill(dataset, offsets, *arrays),
+        )
+
+
+def _fill(
+    dataset: str,
+    offsets: np.ndarray,
+    observations: np.ndarray,
+    actions: np.ndarray,
+    rewards: np.ndarray,
+) -> None:
+    """Read the large arrays into these."""
+    last = offsets[1:] + np.arange(len(offsets) - 1)  # rows of the final observations
+    with _open(dataset) as file:
+        for start, block in _numbered(file, "observations"):
+            rows = np.arange(start, start + len(block))
+            observations[rows + np.searchsorted(offsets, rows, side="right") - 1] = block
+        for start, block in _numbered(file, "actions"):
+            actions[start : start + len(block)] = block
+        for start, block in _numbered(file, "rewards"):
+            rewards[start : start + len(block)] = block.reshape(-1)
         observations[last] = observations[last - 1]
-        if with_next:
-            observations[last] = _rows(file["next_observations"], offsets[1:] - 1)
-    return Episodes(
-        observations=observations,
-        actions=actions,
-        rewards=rewards,
-        terminations=terminations,
-        truncations=truncations,
-        offsets=offsets,
-        final_observed=np.full(e, with_next),
-    )
+        if "next_observations" not in file:
+            warn_of_jumps(dataset, observations, offsets, repeated=True)
+            return
+        count = 0
+        for start, block in _numbered(file, "next_observations"):
+            count += take_next(dataset, start, block, offsets, observations)
+        warn_of_mismatches(dataset, count, len(actions) - len(last))
 
 
-def _flags(file: h5py.File, name: str) -> np.ndarray:
-    return file[name][:].reshape(-1).astype(bool)
+def _blocks(file: h5py.File, name: str) -> Iterator[np.ndarray]:
+    return (block for _, block in _numbered(file, name))
 
 
-def _rows(array: h5py.Dataset, rows: np.ndarray) -> np.ndarray:
-    """Some rows of an array, block by block."""
-    parts = []
-    for start in range(0, len(array), _BLOCK):
-        inside = rows[(rows >= start) & (rows < start + _BLOCK)]
-        parts.append(array[start : start + _BLOCK][inside - start])
-    return np.concatenate(parts)
+def _numbered(file: h5py.File, name: str) -> Iterator[tuple[int, np.ndarray]]:
+    """An array block by block, each with its first row."""
+    array = file[name]
+    for start in range(0, len(array), BLOCK):
+        yield start, array[start : start + BLOCK]
+
+
+def _check_single(dataset: str, array: h5py.Dataset) -> None:
+    if array.shape not in ((), (1,)):
+        raise InputError(
+            f"{dataset!r}: {array.name[1:]} must be a single value, not of shape {array.shape}."
+        )
+
+
+def _ref_scores(dataset: str, file: h5py.File) -> tuple[float, float] | None:
+    """Random and expert return of the metadata, where it has both."""
+    stored = [file.get(f"metadata/{name}") for name in _METADATA[:2]]
+    if None in stored:
+        return None
+    low, high = (np.ravel(array[()])[0] for array in stored)
+    try:
+        low, high = float(low), float(high)
+    except (TypeError, ValueError):
+        low = math.nan
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise InputError(
+            f"{dataset!r}: metadata/ref_min_score and ref_max_score must be a lower and a higher "
+            f"return, not {low} and {high}: correct or remove them."
+        )
+    return low, high
 
 
 def _time_limit(dataset: str, file: h5py.File, options: SourceOptions) -> int:

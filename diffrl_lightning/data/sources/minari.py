@@ -24,6 +24,7 @@ from diffrl_lightning.data.sources.minari_episodes import read_episodes
 from diffrl_lightning.data.sources.minari_metadata import read_metadata
 from diffrl_lightning.data.sources.scores import d4rl_reference
 from diffrl_lightning.envs.make import layout
+from diffrl_lightning.files import while_room, writing
 from diffrl_lightning.types import InputError
 
 _MISSPELT = 0.9  # share of characters from which on an id is taken for a misspelt one
@@ -139,10 +140,24 @@ def write(
         buffers: its episodes; they may come one by one.
         ref_scores: random and expert return.
         metadata: other keywords of ``minari.create_dataset_from_buffers``.
+
+    Raises:
+        InputError: if it can not be written, as on a full disk.
     """
-    root = get_dataset_path("")
-    root.mkdir(parents=True, exist_ok=True)
-    sweep(root)
+    root = Path(get_dataset_path(""))
+    with writing(dataset):
+        root.mkdir(parents=True, exist_ok=True)
+        sweep(root)
+        _write(root, dataset, while_room(buffers, root), ref_scores, **metadata)
+
+
+def _write(
+    root: Path,
+    dataset: str,
+    buffers: Iterable[EpisodeBuffer],
+    ref_scores: tuple[float, float] | None,
+    **metadata: Any,
+) -> None:
     # Built in a folder beside and then moved, so that a killed process leaves no half dataset.
     scratch = Path(tempfile.mkdtemp(dir=root, prefix=".partial-"))
     before = dict(os.environ)

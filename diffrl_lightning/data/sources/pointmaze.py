@@ -26,6 +26,7 @@ from diffrl_lightning.envs.pointmaze import (
     WaypointPolicy,
     evaluation_kwargs,
 )
+from diffrl_lightning.inputs import check_ranges
 from diffrl_lightning.types import InputError
 
 NAMESPACE = "pointmaze/"
@@ -123,6 +124,7 @@ def generate(
     Raises:
         InputError: if the maze is unknown.
     """
+    check_ranges(locals())
     config = _evaluation_env(dataset, SourceOptions(env_id, {"maze_map": maze_map}))
     dataset = minari_id(dataset)
     if minari.is_local(dataset):
