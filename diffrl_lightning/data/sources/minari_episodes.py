@@ -93,12 +93,19 @@ def _episodes(dataset: str, metadata: Metadata) -> Iterator[list[Get]]:
     path = get_dataset_path(dataset) / "data"
     if metadata.data_format == "hdf5":
         with h5py.File(path / _FILE, "r") as file:
+            _check_count(metadata, len(file))
             yield [partial(_array, file, f"episode_{i}") for i in range(metadata.total_episodes)]
         return
+    _check_count(metadata, sum(entry.is_dir() for entry in path.iterdir()))
     if _has_images(metadata.observation_space):  # Minari would have them decoded, in any format
         raise InputError(f"it holds images, which are read from hdf5 alone: {metadata.data_format}")
     found = minari.load_dataset(dataset).iterate_episodes()
     yield [partial(_member, vars(episode)) for episode in found]
+
+
+def _check_count(metadata: Metadata, count: int) -> None:
+    if metadata.total_episodes > count:
+        raise InputError(f"it has {count} episodes, not total_episodes={metadata.total_episodes}")
 
 
 def _has_images(space: Any) -> bool:
