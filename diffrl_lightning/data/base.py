@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from abc import ABC
 from collections.abc import Callable
 from functools import cached_property
@@ -14,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from diffrl_lightning.data.envs import MakesEnvs
 from diffrl_lightning.data.episodes import Episodes, reward_map
-from diffrl_lightning.data.makes_envs import MakesEnvs
 from diffrl_lightning.data.sampler import (
     BatchSampler,
     FixedBatchSampler,
@@ -24,10 +23,9 @@ from diffrl_lightning.data.sampler import (
     StepDataset,
     batches_drawn,
 )
-from diffrl_lightning.data.sources import DatasetInfo, SourceOptions, load, reader
-from diffrl_lightning.data.sources.environments import check_action_bounds, evaluation_env
+from diffrl_lightning.data.sources import SourceOptions, load, reader
+from diffrl_lightning.data.sources.environments import evaluation_env
 from diffrl_lightning.data.sources.scores import check_scores
-from diffrl_lightning.envs.actions import outside
 from diffrl_lightning.envs.make import EnvConfig
 from diffrl_lightning.inputs import RangeChecked
 from diffrl_lightning.types import InputError, RowName, TrainingData
@@ -103,7 +101,8 @@ class OfflineData(RangeChecked, MakesEnvs, pl.LightningDataModule, TrainingData,
             )
         self._env = evaluation_env(self.datasets[0], infos[0], self.options)
         self.env_id = None if isinstance(self._env, str) else self._env.env_id
-        self._check_env(infos[0])
+        if self.env_id is not None:
+            self.goal_dim = self.check_env(infos[0], self.options)
         self.episodes: Episodes | None = None
 
     @property
@@ -139,7 +138,7 @@ class OfflineData(RangeChecked, MakesEnvs, pl.LightningDataModule, TrainingData,
         if self.join_episodes:
             episodes = episodes.joined(self.join_episodes)
         self.episodes = episodes
-        self._check_actions(episodes)
+        self.check_actions(episodes.actions)
         self.train_indices, self.val_indices = self._split(self.usable(episodes))
         if self.rewards != "raw":
             mapped = reward_map(self.rewards, episodes, self.train_indices)
@@ -251,30 +250,3 @@ class OfflineData(RangeChecked, MakesEnvs, pl.LightningDataModule, TrainingData,
             kept = max(1, round(self.train_fraction * (len(order) - len(val))))
             train = np.sort(order[len(val) :][:kept])
         return train, train if watched else val
-
-    def _check_env(self, info: DatasetInfo) -> None:
-        """Refuse an environment whose spaces are not those of the dataset."""
-        space = self.action_space()
-        if self.env_id is None or space is None:
-            return
-        observation_dim, goal_dim = self.options.dims(self.env_config.spaces[0])
-        found = (observation_dim, space.shape[0])
-        if found != (self.observation_dim, self.action_dim):
-            raise InputError(
-                f"Dataset and environment do not match: {self.datasets[0]!r} has observations of "
-                f"{self.observation_dim} and actions of {self.action_dim} dimensions, "
-                f"{self.env_id!r} has {found[0]} and {found[1]}; correct env_id or dataset."
-            )
-        check_action_bounds(self.datasets[0], info, self.options, self.env_id, space)
-        self.goal_dim = goal_dim
-
-    def _check_actions(self, episodes: Episodes) -> None:
-        """Warn of actions that the environment would not take as they are."""
-        space = self.action_space()
-        share = 0.0 if space is None else outside(episodes.actions, space)
-        if space is not None and share:
-            warnings.warn(
-                f"{share:.2%} of the actions of {self.datasets[0]!r} lie outside the bounds of "
-                f"{self.env_id!r}, {space}: they are of another environment, or another scale.",
-                stacklevel=2,
-            )

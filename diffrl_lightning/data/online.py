@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from diffrl_lightning.data.buffer import ReplayBuffer
-from diffrl_lightning.data.makes_envs import MakesEnvs
+from diffrl_lightning.data.envs import MakesEnvs
 from diffrl_lightning.data.sampler import BatchStream, ResumableLoader, batches_drawn
 from diffrl_lightning.data.sources.base import SourceOptions
 from diffrl_lightning.data.sources.scores import check_scores

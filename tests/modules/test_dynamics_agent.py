@@ -178,7 +178,7 @@ def test_what_does_not_fit_online_is_refused_before_training(tmp_path):
         fit(agent(), Collect(acting=SkillActing()))
     with pytest.raises(InputError, match="does not learn online"):
         fit(LatentDiffusion(4, 1, horizon=6, latent_dim=4), Collect())
-    with pytest.raises(InputError, match="needs actions that are bounded vectors"):
+    with pytest.raises(InputError, match="Policies act by vectors of real numbers"):
         OnlineData("CartPole-v1")
 
 

@@ -10,7 +10,7 @@ import gymnasium as gym
 
 from diffrl_lightning.envs.make import check_env_names, layout, layout_dims
 from diffrl_lightning.envs.stored import StoredSpec
-from diffrl_lightning.inputs import at_least
+from diffrl_lightning.inputs import check_ranges
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class SourceOptions:
     def __post_init__(self) -> None:
         env_id = "Hopper-v5" if self.env_id is None else self.env_id  # any, where none is given
         check_env_names(env_id, self.kwargs, self.observation_keys)
-        at_least(1, generate_steps=self.generate_steps)
+        check_ranges({"generate_steps": self.generate_steps})
 
     @property
     def kwargs(self) -> dict[str, Any]:

@@ -69,7 +69,6 @@ def describe(dataset: str, options: SourceOptions) -> DatasetInfo:
             observation_dim=file["observations"].shape[1],
             action_dim=file["actions"].shape[1],
             env_id=env_id,
-            env_kwargs=options.kwargs,
             ref_scores=_ref_scores(dataset, file) or d4rl_reference(options.env_id or env_id or ""),
         )
 

@@ -15,10 +15,12 @@ from minari.storage.datasets_root_dir import get_dataset_path
 from tqdm.auto import tqdm
 
 from diffrl_lightning.data.episodes import Episodes
+from diffrl_lightning.data.sources.checks import check_memory
+from diffrl_lightning.data.sources.hdf5 import check_entry
 from diffrl_lightning.data.sources.minari_metadata import Metadata
 from diffrl_lightning.types import InputError
 
-_MOST_COMPRESSED = 2_000  # times that stored bytes may stand for: deflate reaches 1032
+_FILE = "main_data.hdf5"
 
 Get = Callable[..., Any]  # names of an array in an episode -> the array
 
@@ -46,6 +48,7 @@ def read_episodes(
             shape = metadata.action_space.shape or ()
             widths = [_width(metadata.observation_space, names) for names in columns]
             e, n = len(lengths), sum(lengths)
+            check_memory(_FILE, 4 * (n + e) * (sum(widths) + int(np.prod(shape)) + 1))
             offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
             observations = np.empty((n + e, sum(widths)), np.float32)
             actions, rewards = np.empty((n, *shape), np.float32), np.empty(n, np.float32)
@@ -89,13 +92,20 @@ def _episodes(dataset: str, metadata: Metadata) -> Iterator[list[Get]]:
     """For each episode, a function from the names of an array to the array."""
     path = get_dataset_path(dataset) / "data"
     if metadata.data_format == "hdf5":
-        with h5py.File(path / "main_data.hdf5", "r") as file:
+        with h5py.File(path / _FILE, "r") as file:
+            _check_count(metadata, len(file))
             yield [partial(_array, file, f"episode_{i}") for i in range(metadata.total_episodes)]
         return
+    _check_count(metadata, sum(entry.is_dir() for entry in path.iterdir()))
     if _has_images(metadata.observation_space):  # Minari would have them decoded, in any format
         raise InputError(f"it holds images, which are read from hdf5 alone: {metadata.data_format}")
     found = minari.load_dataset(dataset).iterate_episodes()
     yield [partial(_member, vars(episode)) for episode in found]
+
+
+def _check_count(metadata: Metadata, count: int) -> None:
+    if metadata.total_episodes > count:
+        raise InputError(f"it has {count} episodes, not total_episodes={metadata.total_episodes}")
 
 
 def _has_images(space: Any) -> bool:
@@ -112,22 +122,11 @@ def _member(found: Any, *names: str) -> Any:
 
 
 def _array(file: h5py.File, *names: str) -> h5py.Dataset:
-    """An array of the file itself: neither a link, nor made of other files, nor larger than stored."""
-    found = file
-    for i, name in enumerate(names):
-        where, key = "/".join(names[: i + 1]), name.encode()
-        if not isinstance(found, h5py.Group) or not found.id.links.exists(key):
-            raise InputError(f"there is no {where}")
-        if found.id.links.get_info(key).type != h5py.h5l.TYPE_HARD:
-            raise InputError(f"{where} is a link, which could lead to another file")
-        found = found[name]
-    if not isinstance(found, h5py.Dataset):
-        raise InputError(f"{where} is no array")
-    if found.is_virtual or found.external:
-        raise InputError(f"{where} is made of other files")
-    if found.nbytes > _MOST_COMPRESSED * found.id.get_storage_size():
-        raise InputError(f"{where} declares {found.nbytes} bytes, which the file does not hold")
-    return found
+    """An array that lies in the file itself, and whole."""
+    path = "/".join(names)
+    if not check_entry(_FILE, file, path):
+        raise InputError(f"{_FILE} has no array {path}")
+    return file[path]
 
 
 def _length(get: Get) -> int:

@@ -34,7 +34,6 @@ def describe(dataset: str, options: SourceOptions) -> DatasetInfo:
         observation_dim=arrays["observations"].shape[1],
         action_dim=arrays["actions"].shape[1],
         has_rewards="rewards" in arrays,
-        env_kwargs=options.kwargs,
     )
 
 
