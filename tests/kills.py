@@ -103,8 +103,8 @@ class Space:
         return os.environ | own | {"DIFFRL_CACHE": str(folder / "cache")}
 
     def check_temporary(self) -> None:
-        """Nothing is left in TMPDIR."""
-        left = sorted(p.name for p in self.temporary.iterdir())
+        """Nothing is left in TMPDIR, but for Gymnasium-Robotics' own drawings of mazes."""
+        left = sorted(p.name for p in self.temporary.iterdir() if "_maze" not in p.name)
         for path in self.temporary.iterdir():
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         if left:

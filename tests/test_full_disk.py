@@ -45,7 +45,7 @@ def disk(request, tmp_path):
         script = f"{begin}{' && '.join(steps)}; echo =====$code; cp -r . {out}"
         env = os.environ | {"OMP_NUM_THREADS": "1", "MINARI_DATASETS_PATH": str(folder / "minari")}
         ended = subprocess.run(
-            [*isolated, "bash", "-c", script], env=env, capture_output=True, text=True, timeout=200
+            [*isolated, "bash", "-c", script], env=env, capture_output=True, text=True, timeout=600
         )
         return ended.stdout, ended.stderr, out
 
