@@ -109,8 +109,10 @@ def configs(args: Sequence[str]) -> None:
     if given.name and not listed:
         path = find_config(given.name)
         if given.output:
-            from diffrl_lightning.files import write_whole
+            from diffrl_lightning.files import cannot_write, write_whole
 
+            if not Path(given.output).expanduser().absolute().parent.is_dir():
+                raise cannot_write(given.output, FileNotFoundError("there is no such folder"))
             write_whole(given.output, path.read_bytes())
             print(f"Copied {given.name} to {given.output}.")
         else:
