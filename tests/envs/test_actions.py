@@ -1,4 +1,4 @@
-"""Actions as environments take them, in evaluation and while an agent learns; environments that fail."""
+"""Actions as environments take them, in evaluation and while an agent learns; failing environments."""
 
 import gymnasium as gym
 import numpy as np
