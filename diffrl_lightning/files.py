@@ -36,7 +36,7 @@ def whole_path(path: str | Path) -> Iterator[Path]:
             if target.is_dir():
                 raise IsADirectoryError("it is a folder")
             target.parent.mkdir(parents=True, exist_ok=True)
-            sweep(target.parent, ".*.partial")
+            sweep(target.parent, ".*.[0-9]*.partial")
             yield temporary
             _sync(temporary)
             temporary.replace(target)
@@ -100,11 +100,17 @@ def sweep(folder: Path, pattern: str) -> None:
     """Remove files and folders of this pattern that killed processes left more than a day ago."""
     for leftover in folder.glob(pattern):
         with suppress(OSError):  # another process may be at it, or may be their owner
-            if time.time() - leftover.lstat().st_mtime > _DAY:
+            if time.time() - _changed(leftover) > _DAY:
                 if leftover.is_dir() and not leftover.is_symlink():
                     shutil.rmtree(leftover, ignore_errors=True)
                 else:
                     leftover.unlink()
+
+
+def _changed(path: Path) -> float:
+    """When a file, or anything in a folder, was changed for the last time."""
+    inside = path.rglob("*") if path.is_dir() and not path.is_symlink() else ()
+    return max(p.lstat().st_mtime for p in (path, *inside))
 
 
 def _sync(path: Path) -> None:

@@ -1,256 +1,442 @@
-"""Kills runs at random times: every one goes on bit for bit, and no file is cut short.
+"""Kills real runs at random times: what they leave is whole, and they go on bit for bit.
 
-    PYTHONPATH=tests:tests/data python tests/kills.py --kills 24 --tmpdir /dev/shm
+    python tests/kills.py --kills=24 --seed=0 --tmpdir=/dev/shm
 
-Six roles are trained with ``last.ckpt`` written every few steps, one of them while it acts in its
-environment; a synthesizer draws a dataset; PointMaze is generated; a Minari dataset is cached. Each
-is run once undisturbed. Then it is killed by SIGKILL, at a random time or twice, and started again;
-its result is compared with the undisturbed one, array by array. SIGTERM and SIGINT follow.
+SIGKILL for fits of six roles, a prediction, a generation and a cache; then SIGTERM and SIGINT. Prints a
+line a kill; exit code 1 where anything is wrong. Writes in one temporary folder, and in one of TMPDIR.
 """
+
+from __future__ import annotations
 
 import argparse
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 import torch
+import yaml
 from conftest import write_d4rl
 from helpers import CONFIGS, TINY, diffrl_command
-from modules.role_tester import ready, saved
 
-from diffrl_lightning import DataSynthesizer, TransitionData
-from diffrl_lightning.modules.checkpoint_files import read_checkpoint
-
-ONLINE = (
-    "--data=OnlineData", "--data.env_id=InvertedPendulum-v5", "--data.horizon=8",
-    "--data.batch_size=32", "--data.prefill_steps=100", "--trainer.callbacks=Collect",
-)  # fmt: skip
-SAVED = (
-    "--checkpoint.every_n_train_steps=5", "--trainer.val_check_interval=40", "--rollout.val_episodes=0",
-)  # fmt: skip
-STEPS = {
-    "diffuser": 400, "diffusion_ql": 300, "idql": 500, "td3_bc": 900, "data_synthesizer": 600,
-    "dynamics_agent": 300,
-}  # fmt: skip
+# Large enough that much of the time goes into saving.
+SIZES = {
+    "diffuser": "--model.dim=32",
+    "diffusion_ql": "--model.hidden_dim=256",
+    "idql": "--model.hidden_dim=256",
+    "data_synthesizer": "--model.hidden_dim=256",
+    "td3_bc": "--model.hidden_dim=512",
+    "dynamics_agent": "--model.policy_dim=256",
+}
+OTHERS = ("predict", "generate", "cache")
+STEPS, SAVE_EVERY = 80, 4
+PATIENCE = 300  # seconds
 
 
-class Job:
-    """A command that is run in a folder of its own until it has its result."""
+class Run:
+    """A command in a folder of its own; ``began`` says that it does what is to be disturbed."""
 
-    def __init__(self, name, folder, tmpdir, command):
-        self.name, self.folder, self.tmpdir, self.command = name, folder, tmpdir, command
-        folder.mkdir(parents=True)
-        tmpdir.mkdir(parents=True, exist_ok=True)
+    def __init__(self, args: list[Any], began: Callable[[Path], bool], space: Space) -> None:
+        self.args, self.began, self.space = args, began, space
 
-    def start(self):
-        environment = os.environ | {
-            "OMP_NUM_THREADS": "1",
-            "TMPDIR": str(self.tmpdir),
-            "MINARI_DATASETS_PATH": str(self.folder / "minari"),
-            "DIFFRL_CACHE": str(self.folder / "cache"),
-        }
-        return subprocess.Popen(
-            [*diffrl_command(*self.command), *self.more()],
-            cwd=self.folder,
-            env=environment,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+    def start(self, folder: Path) -> subprocess.Popen:
+        """Start it in ``folder``."""
+        folder.mkdir(exist_ok=True)
+        with (folder / "output").open("ab") as output:
+            return subprocess.Popen(
+                diffrl_command(*self.args),
+                cwd=folder,
+                env=self.space.environment(folder),
+                stdout=output,
+                stderr=output,
+            )
 
-    def more(self):
-        """Further arguments, where there is something to go on from."""
-        return []
+    def finish(self, folder: Path) -> float:
+        """Run it undisturbed; seconds from when it began to its end."""
+        process = self.start(folder)
+        self.wait(process, folder)
+        begun = time.monotonic()
+        (folder / "began").touch()
+        code = process.wait(PATIENCE)
+        if code:
+            raise Wrong(f"exit code {code}: {(folder / 'output').read_text()[-1500:]}")
+        return time.monotonic() - begun
 
-    def finish(self):
-        process = self.start()
-        stderr = process.communicate(timeout=600)[1]
-        assert process.returncode == 0, f"{self.name}: {stderr[-2000:]}"
-        return self.result()
+    def wait(self, process: subprocess.Popen, folder: Path) -> None:
+        """Until it began, or has ended."""
+        deadline = time.monotonic() + PATIENCE
+        while process.poll() is None and not self.began(folder) and time.monotonic() < deadline:
+            time.sleep(0.002)
 
-    def result(self):
-        """Arrays by name."""
-        raise NotImplementedError
-
-    def check(self):
-        """No checkpoint is cut short, and nothing is left where temporary files lie."""
-        for path in self.folder.rglob("*.ckpt"):
-            read_checkpoint(path)
-        left = [p for p in self.tmpdir.rglob("*") if p.is_file() and p.stat().st_size > 0]
-        assert not left, f"left in TMPDIR: {left}"
-
-
-class Training(Job):
-    def runs(self):
-        paths = self.folder.glob("runs/*/version_*/checkpoints/last.ckpt")
-        return sorted(paths, key=lambda path: int(path.parts[-3].split("_")[1]))
-
-    def more(self):
-        runs = self.runs()
-        return [f"--ckpt_path={runs[-1]}"] if runs else []
-
-    def result(self):
-        checkpoint = read_checkpoint(self.runs()[-1])
-        arrays = {"step": torch.tensor(checkpoint["global_step"])} | checkpoint["state_dict"]
-        for k, moments in checkpoint["optimizer_states"][0]["state"].items():
-            arrays |= {f"{k}.{name}": value for name, value in moments.items()}
-        buffer = checkpoint.get("OnlineData", {}).get("buffer", {})
-        return arrays | {k: v for k, v in buffer.items() if torch.is_tensor(v)}
+    def kill(self, folder: Path, delay: float) -> bool:
+        """SIGKILL so long after it began; whether it was still running."""
+        process = self.start(folder)
+        self.wait(process, folder)
+        time.sleep(delay)
+        running = process.poll() is None
+        process.kill()
+        process.wait()
+        return running
 
 
-class Prediction(Job):
-    def result(self):
-        with h5py.File(self.folder / "new.hdf5") as file:
-            return {k: torch.from_numpy(v[:]) for k, v in file.items() if hasattr(v, "shape")}
+class Space:
+    """Where everything is written."""
+
+    def __init__(self, tmpdir: str) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="kills-"))
+        self.temporary = Path(tempfile.mkdtemp(prefix="kills-", dir=tmpdir))
+
+    def environment(self, folder: Path) -> dict[str, str]:
+        """Of a run in ``folder``."""
+        own = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TMPDIR": str(self.temporary)}
+        own |= {"MINARI_DATASETS_PATH": str(folder / "minari")}
+        return os.environ | own | {"DIFFRL_CACHE": str(folder / "cache")}
+
+    def check_temporary(self) -> None:
+        """Nothing is left in TMPDIR, but for Gymnasium-Robotics' own drawings of mazes."""
+        left = sorted(p.name for p in self.temporary.iterdir() if "_maze" not in p.name)
+        for path in self.temporary.iterdir():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        if left:
+            raise Wrong(f"left in TMPDIR: {', '.join(left)}")
+
+    def close(self) -> None:
+        """Remove it all."""
+        shutil.rmtree(self.folder)
+        shutil.rmtree(self.temporary)
 
 
-class Generation(Job):
-    def result(self):
-        files = self.folder.glob("minari/**/main_data.hdf5")
-        found = {}
-
-        def keep(name, item):
-            if isinstance(item, h5py.Dataset):
-                found[name] = torch.from_numpy(np.asarray(item[()]))
-
-        with h5py.File(next(files)) as file:
-            file.visititems(keep)
-        return found
+class Wrong(Exception):  # noqa: N818
+    """What a kill has shown."""
 
 
-class Caching(Job):
-    def result(self):
-        return {p.name: torch.from_numpy(np.load(p)) for p in self.folder.glob("cache/*/*.npy")}
+# Fits
 
 
-def fit(role, dataset, *more):
-    options = () if role == "dynamics_agent" else (f"--data.dataset={dataset}",)
-    if role == "dynamics_agent":
-        options = ONLINE
-    return ("fit", "-c", TINY, "-c", CONFIGS / f"{role}.yaml", *options, *SAVED, *more)
+def fit_args(role: str, folder: Path, size: str = "") -> list[Any]:
+    """Of a short fit that saves often."""
+    config = CONFIGS / f"{role}.yaml"
+    if role == "dynamics_agent":  # online
+        whole = yaml.safe_load(config.read_text())
+        growing = {"horizon": 5, "num_envs": 2, "prefill_steps": 50, "batch_size": 16}
+        growing |= {"env_id": "InvertedPendulum-v5", "batches_per_epoch": 30}
+        whole["data"] = {"class_path": "OnlineData", "init_args": growing}
+        whole["trainer"] = {"callbacks": [{"class_path": "Collect"}]}
+        config = folder / "online.yaml"
+        config.write_text(yaml.safe_dump(whole))
+    data = [] if role == "dynamics_agent" else [f"--data.dataset={folder / 'data.hdf5'}"]
+    return [
+        *("fit", "-c", TINY, "-c", config, *data, *([size] if size else [])),
+        *(f"--trainer.max_steps={STEPS}", f"--trainer.val_check_interval={SAVE_EVERY}"),
+        "--rollout.val_episodes=0",
+    ]
 
 
-def jobs(root, tmpdir):
-    """The makers of all jobs, by name."""
-    dataset = write_d4rl(root / "pendulum.hdf5")
-    synthesizer = DataSynthesizer(3, 1, hidden_dim=16, num_blocks=1, embed_dim=16)
-    synthesizer.fit_normalizers(ready(TransitionData(str(dataset))))
-    drawn = saved(synthesizer, root / "synthesizer.ckpt")
-    predict = (
-        "predict", "-c", TINY, "-c", CONFIGS / "data_synthesizer.yaml", f"--data.dataset={dataset}",
-        f"--ckpt_path={drawn}", "--synthesis.output=new.hdf5", "--synthesis.num_samples=3000",
-        "--synthesis.shard_size=20", "--synthesis.sampling=SynthesisSampling",
-        "--synthesis.sampling.num_inference_steps=101",
-    )  # fmt: skip
-    maze = fit(
-        "td3_bc",
-        "pointmaze/open",
-        "--trainer.max_steps=1",
-        "--data.goal_key=none",
-        "--data.generate_steps=60000",
-    )
-    generate = ("generate", "pointmaze/open", "--num_steps=20000")
-    found = {
-        role: (Training, fit(role, dataset, f"--trainer.max_steps={steps}"))
-        for role, steps in STEPS.items()
-    }
-    found |= {
-        "predict": (Prediction, predict),
-        "generate": (Generation, generate),
-        "cache": (Caching, maze),
-    }
+def checkpoints(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Every checkpoint, read.
 
-    def maker(name):
-        kind, command = found[name]
-        count = iter(range(1000))
-        return lambda: kind(name, root / f"{name}_{next(count)}", tmpdir / name, command)
-
-    return {name: maker(name) for name in found}
-
-
-def same(found, expected):
-    assert found.keys() == expected.keys()
-    return all(torch.equal(found[name], value) for name, value in expected.items())
-
-
-def kill(make, expected, seconds, rng, times):
-    """Kill a job once or twice, let it finish, and compare."""
-    job, done = make(), []
-    for _ in range(times):
-        process = job.start()
-        wait = rng.uniform(0.3, 1.0) * seconds
+    Raises:
+        Wrong: if one is not whole.
+    """
+    for path in sorted(folder.rglob("*.ckpt")):
         try:
-            process.wait(wait)
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            done.append(round(wait, 1))
-        process.communicate()
-        job.check()
-        if not done or (len(done) < times and process.returncode == 0):
+            yield path, torch.load(path, weights_only=True)
+        except Exception as error:
+            size = path.stat().st_size
+            raise Wrong(f"{path.name} of {size} bytes: {type(error).__name__}: {error}") from error
+
+
+def last(folder: Path) -> Path | None:
+    """The last checkpoint of the newest run that has one."""
+    found = {int(p.parts[-3][8:]): p for p in folder.rglob("last.ckpt")}
+    return found[max(found)] if found else None
+
+
+def differ(a: Any, b: Any, name: str = "") -> str | None:
+    """Where two checkpoints differ, or None."""
+    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
+        return None if torch.equal(a, b) else name
+    if isinstance(a, dict) and isinstance(b, dict) and a.keys() == b.keys():
+        return next((d for k in a if (d := differ(a[k], b[k], f"{name}.{k}"))), None)
+    if isinstance(a, list | tuple) and isinstance(b, list | tuple) and len(a) == len(b):
+        pairs = enumerate(zip(a, b, strict=True))
+        return next((d for k, (x, y) in pairs if (d := differ(x, y, f"{name}.{k}"))), None)
+    return None if a == b or (a != a and b != b) else name
+
+
+def same(found: Path | None, expected: Path | None) -> None:
+    """Weights, moments, counters of batches, and the data of an agent are bit-equal."""
+    if found is None or expected is None:
+        raise Wrong("no last.ckpt at the end")
+    both = [torch.load(p, weights_only=True) for p in (found, expected)]
+    for name in (set(both[0]) | set(both[1])) - {"callbacks"}:  # these know their paths
+        if name not in both[0] or name not in both[1]:
+            raise Wrong(f"{name} is in one checkpoint alone")
+        where = differ(both[0][name], both[1][name], name)
+        if where:
+            raise Wrong(f"differs in {where}")
+
+
+def kill_fit(role: str, space: Space, kills: int, rng: random.Random) -> Iterator[str | Wrong]:
+    """Kill a fit again and again, each time going on; then compare it with an undisturbed one."""
+    args = fit_args(role, space.folder, SIZES[role])
+    whole, folder = space.folder / f"{role}-whole", space.folder / role
+    Run(args, lambda f: any(f.rglob("events*")), space).finish(whole)
+    seconds = last(whole).stat().st_mtime - (whole / "began").stat().st_mtime
+    yield from space_is_clean(space, "undisturbed")
+    versions = 0
+    for _ in range(kills):
+        seen = versions
+        path = last(folder) if folder.exists() else None
+        more = [] if path is None else [f"--ckpt_path={path}"]
+        run = Run(args + more, lambda f, n=seen: len(list(f.rglob("events*"))) > n, space)
+        delay = rng.uniform(0, seconds * 0.8)
+        running = run.kill(folder, delay)
+        versions = len(list(folder.rglob("events*")))
+        try:
+            steps = {p.name: c["global_step"] for p, c in checkpoints(folder)}
+            space.check_temporary()
+            yield f"after {delay:.2f} s" + ("" if running else " (had ended)") + f", {steps}"
+        except Wrong as wrong:
+            yield wrong
+            for broken in folder.rglob("*.ckpt"):  # go on with what can be read
+                if not readable(broken):
+                    broken.unlink()
+        if (path := last(folder)) and torch.load(path, weights_only=True)["global_step"] >= STEPS:
             break
-    equal = same(job.finish(), expected)
-    job.check()
-    shutil.rmtree(job.folder)
-    return done, equal
+    path = last(folder)
+    try:
+        if path is None or torch.load(path, weights_only=True)["global_step"] < STEPS:
+            more = [] if path is None else [f"--ckpt_path={path}"]
+            Run(args + more, lambda f: False, space).finish(folder)
+        same(last(folder), last(whole))
+        yield "at the end bit-equal to the undisturbed run"
+    except Wrong as wrong:
+        yield wrong
+    yield from space_is_clean(space, "finished")
 
 
-def interrupt(make, expected, seconds, rng, number):
-    """Send a signal while it trains; the last checkpoint is of the step that it stopped at."""
-    job = make()
-    process = job.start()
-    time.sleep(rng.uniform(0.6, 0.9) * seconds)
+def readable(path: Path) -> bool:
+    try:
+        torch.load(path, weights_only=True)
+    except Exception:
+        return False
+    return True
+
+
+def space_is_clean(space: Space, what: str) -> Iterator[Wrong]:
+    try:
+        space.check_temporary()
+    except Wrong as wrong:
+        yield Wrong(f"{what}: {wrong}")
+
+
+# What is written whole or not at all
+
+
+def arrays(path: Path) -> dict[str, np.ndarray]:
+    """All arrays of an HDF5 or npz file, or of a folder of npy files."""
+    found: dict[str, np.ndarray] = {}
+    if path.is_dir():
+        return {p.stem: np.load(p) for p in sorted(path.glob("*.npy"))}
+    if path.suffix == ".npz":
+        with np.load(path) as file:
+            return dict(file)
+
+    def take(name: str, entry: Any) -> None:
+        if isinstance(entry, h5py.Dataset) and "provenance" not in name:
+            found[name] = entry[()]
+
+    with h5py.File(path) as file:
+        file.visititems(take)
+    return found
+
+
+def same_arrays(found: Path, expected: Path) -> None:
+    a, b = arrays(found), arrays(expected)
+    if a.keys() != b.keys():
+        raise Wrong(f"{found.name} has {sorted(a)}, not {sorted(b)}")
+    unequal = [name for name in a if not np.array_equal(a[name], b[name])]
+    if unequal:
+        raise Wrong(f"{found.name} differs in {', '.join(unequal[:3])}")
+
+
+def predict_run(space: Space) -> tuple[Run, Callable[[Path], list[Path]], str]:
+    """A prediction in many shards, by a synthesizer that is trained first."""
+    trained = space.folder / "synthesizer"
+    args = fit_args("data_synthesizer", space.folder)
+    if not trained.exists():
+        Run(args, lambda f: False, space).finish(trained)
+    args = [
+        *("predict", *args[1:6], f"--ckpt_path={last(trained)}"),
+        *("--synthesis.output=out.hdf5", "--synthesis.num_samples=3000"),
+        "--synthesis.shard_size=50",
+    ]
+    run = Run(args, lambda f: (f / "out.hdf5.parts").is_dir(), space)
+    return run, lambda f: [*f.glob("*.hdf5"), *f.glob("*.parts/*.npz")], "out.hdf5"
+
+
+def generate_run(space: Space) -> tuple[Run, Callable[[Path], list[Path]], str]:
+    """A maze's dataset."""
+    args = ["generate", "pointmaze/umaze", "--num_steps=2500"]
+    run = Run(args, lambda f: any((f / "minari").glob(".partial*")), space)
+    return (
+        run,
+        lambda f: list(f.glob("minari/pointmaze/*/data/*.hdf5")),
+        ("minari/pointmaze/umaze-v0/data/main_data.hdf5"),
+    )
+
+
+def cache_run(space: Space) -> tuple[Run, Callable[[Path], list[Path]], str]:
+    """A fit that reads a Minari dataset for the first time."""
+    made = space.folder / "maze"
+    if not made.exists():
+        generate_run(space)[0].finish(made)
+    args = ["fit", "-c", TINY, "-c", CONFIGS / "diffuser.yaml", "--data.dataset=pointmaze/umaze"]
+    args += ["--trainer.max_steps=1", "--rollout.val_episodes=0"]
+    run = Run(args, lambda f: any((f / "cache").glob("*")), space)
+    return run, lambda f: [p for p in f.glob("cache/*") if p.name.startswith("pointmaze")], "cache"
+
+
+def kill_writer(kind: str, space: Space, kills: int, rng: random.Random) -> Iterator[str | Wrong]:
+    """Kill what writes a dataset; the same command then finishes it, equal to an undisturbed one."""
+    makers = {"predict": predict_run, "generate": generate_run, "cache": cache_run}
+    run, written, target = makers[kind](space)
+    whole = space.folder / f"{kind}-whole"
+    prepare(kind, whole, space)
+    seconds = min(run.finish(whole), 0.05 if kind == "cache" else 60)
+    yield from space_is_clean(space, "undisturbed")
+    for number in range(kills):
+        folder = space.folder / f"{kind}-{number}"
+        prepare(kind, folder, space)
+        delay = rng.uniform(0, seconds)
+        running = run.kill(folder, delay)
+        try:
+            for path in written(folder):
+                arrays(path)  # each is whole
+            space.check_temporary()
+            done = len(written(folder))
+            if kind == "cache" or not (folder / target).exists():
+                run.finish(folder)
+            pairs = zip(written(folder), written(whole), strict=True)
+            for path, expected in pairs:
+                same_arrays(path, expected)
+            ended = "" if running else " (had ended)"
+            yield f"after {delay:.2f} s{ended}, {done} written; then finished, and equal"
+        except Wrong as wrong:
+            yield wrong
+        except Exception as error:
+            yield Wrong(f"{type(error).__name__}: {error}")
+
+
+def prepare(kind: str, folder: Path, space: Space) -> None:
+    """What a run needs in its folder; the cache knows a dataset by its path, and by its time."""
+    folder.mkdir()
+    if kind == "cache":
+        shutil.copytree(space.folder / "maze" / "minari", folder / "minari")
+
+
+# Signals that ask
+
+
+def ask(number: signal.Signals, role: str, space: Space, rng: random.Random) -> str:
+    """End a long fit by a signal: its last step is kept, and it goes on from there."""
+    args = [a for a in fit_args(role, space.folder) if "max_steps" not in str(a)]
+    args = [a for a in args if "val_check_interval" not in str(a)]
+    logger = "--trainer.logger.init_args."
+    csv = ["--trainer.logger=CSVLogger", f"{logger}save_dir=runs"]
+    csv += [f"{logger}flush_logs_every_n_steps=1", "--trainer.log_every_n_steps=1"]
+    csv += ["--trainer.val_check_interval=100000"]
+    run = Run([*args, *csv, "--trainer.max_steps=50000"], rows_are_logged, space)
+    folder = space.folder / f"{number.name}-{role}"
+    process = run.start(folder)
+    run.wait(process, folder)
+    time.sleep(rng.uniform(0, 2))
     process.send_signal(number)
-    stderr = process.communicate(timeout=120)[1]
-    said = [line for line in stderr.splitlines() if line.startswith("Stopped at step")]
-    job.check()
-    step = read_checkpoint(job.runs()[-1])["global_step"] if job.runs() else None
-    right = process.returncode == 128 + number and bool(said) and f"step {step};" in said[0]
-    equal = same(job.finish(), expected)
-    shutil.rmtree(job.folder)
-    return process.returncode, step, right and equal
+    code, expected = process.wait(60), 128 + number
+    output = (folder / "output").read_text()
+    if code != expected:
+        raise Wrong(f"exit code {code}, not {expected}")
+    if "Traceback" in output:
+        raise Wrong("prints a traceback")
+    space.check_temporary()
+    path = last(folder)
+    if path is None:
+        raise Wrong("no last.ckpt")
+    if not re.search(r"\S*last\.ckpt", output):
+        raise Wrong("the path of last.ckpt is not printed")
+    step = torch.load(path, weights_only=True)["global_step"]
+    logged = last_logged(folder)
+    if abs(step - logged) > 1:
+        raise Wrong(f"last.ckpt is of step {step}, the last logged one is {logged}")
+    more = [*args, *csv, f"--trainer.max_steps={step + 20}"]
+    Run([*more, f"--ckpt_path={path}"], lambda f: False, space).finish(folder)
+    whole = space.folder / f"{number.name}-{role}-whole"
+    Run(more, lambda f: False, space).finish(whole)
+    same(last(folder), last(whole))
+    return f"exit code {code}, last.ckpt of step {step} (logged {logged}), goes on bit for bit"
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__)
+def rows_are_logged(folder: Path) -> bool:
+    return any(len(p.read_text().splitlines()) > 20 for p in folder.rglob("metrics.csv"))
+
+
+def last_logged(folder: Path) -> int:
+    """Optimiser steps as the last row counts them."""
+    (path,) = folder.rglob("metrics.csv")
+    names, *rows = [line.split(",") for line in path.read_text().splitlines()]
+    return max(int(row[names.index("step")]) for row in rows) + 1
+
+
+def main(args: list[str] | None = None) -> int:
+    """Kill, report, and say by the exit code whether all was well."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=24)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--tmpdir", default=None, help="on another file system, such as /dev/shm")
-    parser.add_argument("--jobs", nargs="*", default=None)
-    options = parser.parse_args()
-    rng, failed = random.Random(options.seed), 0
-    with (
-        tempfile.TemporaryDirectory() as root,
-        tempfile.TemporaryDirectory(dir=options.tmpdir) as tmp,
-    ):
-        makers = jobs(Path(root), Path(tmp))
-        names = options.jobs or [*makers]
-        whole = {}
-        for name in names:
-            begin, job = time.monotonic(), makers[name]()
-            whole[name] = (job.finish(), time.monotonic() - begin)
-            print(f"{name}: {whole[name][1]:.1f} s undisturbed", flush=True)
-        total, turn = 0, 0
-        while total < options.kills:
-            name = names[turn % len(names)]
-            done, equal = kill(makers[name], *whole[name], rng, times=1 + turn % 2)
-            total, turn, failed = total + len(done), turn + 1, failed + (not equal)
-            print(f"{name}: killed after {done} s, {'equal' if equal else 'DIFFERENT'}", flush=True)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            for name in [name for name in names if name in STEPS]:
-                code, step, right = interrupt(makers[name], *whole[name], rng, number)
-                failed += not right
-                print(f"{name}: {number.name}, exit code {code}, step {step}, "
-                      f"{'equal' if right else 'WRONG'}", flush=True)  # fmt: skip
-    print(f"{total} kills, {failed} failed")
-    return bool(failed)
+    parser.add_argument("--tmpdir", default="/dev/shm", help="a folder of another filesystem")
+    every = [*SIZES, *OTHERS]
+    parser.add_argument("--roles", default=",".join(every), help=f"of {', '.join(every)}")
+    parser.add_argument("--signals", default="SIGTERM,SIGINT", help="empty for none")
+    given = parser.parse_args(args)
+    space, rng = Space(given.tmpdir), random.Random(given.seed)
+    write_d4rl(space.folder / "data.hdf5")
+    if os.stat(space.folder).st_dev == os.stat(space.temporary).st_dev:
+        print("note: TMPDIR is on the filesystem of the runs; give another with --tmpdir")
+    try:
+        return attack_all(given, space, rng)
+    finally:
+        space.close()
+
+
+def attack_all(given: argparse.Namespace, space: Space, rng: random.Random) -> int:
+    """Every kind that was asked for."""
+    kinds, wrong, killed, begun = given.roles.split(","), 0, 0, time.monotonic()
+    for index, kind in enumerate(kinds):
+        kills = given.kills // len(kinds) + (index < given.kills % len(kinds))
+        attack = kill_fit if kind in SIZES else kill_writer
+        for found in attack(kind, space, kills, rng):
+            wrong += isinstance(found, Wrong)
+            killed += str(found).startswith("after") and "had ended" not in str(found)
+            print(f"{kind:17s} {'WRONG: ' if isinstance(found, Wrong) else ''}{found}", flush=True)
+    for name in filter(None, given.signals.split(",")):
+        for role in [r for r in kinds if r in SIZES][:2]:
+            try:
+                text = ask(signal.Signals[name], role, space, rng)
+            except Wrong as error:
+                wrong, text = wrong + 1, f"WRONG: {error}"
+            print(f"{name:8s} {role:17s} {text}", flush=True)
+    print(f"{killed} kills, {wrong} wrong, {time.monotonic() - begun:.0f} s, seed {given.seed}")
+    return int(wrong > 0)
 
 
 if __name__ == "__main__":

@@ -78,6 +78,8 @@ def test_configurations_are_listed_printed_and_copied(tmp_path, capsys):
     assert yaml.safe_load(text)["model"]["class_path"] == "Diffuser"
     main(["configs", "diffuser/hopper.yaml", "--output", str(tmp_path / "mine.yaml")])
     assert (tmp_path / "mine.yaml").read_text() == text
+    folder = said("configs", "diffuser/hopper", "--output", str(tmp_path), capsys=capsys)
+    assert "can not be written (it is a folder)" in folder
     assert "near are diffuser/hopper" in said("configs", "difuser/hoper", capsys=capsys)
 
 

@@ -85,15 +85,16 @@ def test_what_can_not_be_written_is_named(tmp_path):
 
 
 def test_leftovers_of_killed_processes_go_after_a_day(tmp_path):
-    old, new, other = tmp_path / ".a.1.partial", tmp_path / ".b.1.partial", tmp_path / "c.partial"
-    for path in (old, new, other):
+    old, new = tmp_path / ".a.1.partial", tmp_path / ".b.1.partial"
+    others = [tmp_path / "c.1.partial", tmp_path / ".c.partial"]
+    for path in (old, new, *others):
         path.write_text("")
     two_days_ago = time.time() - 2 * 86_400
-    for path in (old, other):
+    for path in (old, *others):
         os.utime(path, (two_days_ago, two_days_ago))
     with whole_path(tmp_path / "d") as temporary:
         temporary.write_text("")
-    assert names(tmp_path) == [".b.1.partial", "c.partial", "d"]
+    assert names(tmp_path) == [".b.1.partial", ".c.partial", "c.1.partial", "d"]
 
 
 def test_items_are_written_while_there_is_room(tmp_path):

@@ -1,8 +1,10 @@
 """Lightning's own features work with the roles and their data."""
 
 import logging
+from pathlib import Path
 
 import lightning.pytorch as pl
+import numpy as np
 import pytest
 from helpers import fit_args
 from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
@@ -80,3 +82,22 @@ def test_data_without_an_environment(tmp_path, role, data, monkeypatch, tmp_path
     quiet = ("--rollout.val_episodes=0", "--trainer.max_steps=2", "--trainer.val_check_interval=2")
     main(fit_args(path, *quiet, role="td3_bc"))
     assert (tmp_path / "runs/diffrl/version_0/checkpoints/best.ckpt").is_file()
+
+
+def test_bad_input_leaves_no_folder_of_a_run(tmp_path, monkeypatch, pendulum_file, capsys):
+    """Data are read after loggers have begun; what other runs have written stays."""
+    from conftest import write_d4rl
+
+    short = ("--rollout.val_episodes=0", "--trainer.max_steps=1", "--trainer.val_check_interval=1")
+    bad = write_d4rl(tmp_path / "bad.hdf5", rewards=np.full(1000, np.nan, np.float32))
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    for path, logger in ((bad, ()), (bad, ("--trainer.logger=false",))):
+        with pytest.raises(SystemExit):
+            main(fit_args(path, *short, *logger, role="td3_bc"))
+        assert "NaN" in capsys.readouterr().err
+        assert not list(Path().iterdir())
+    main(fit_args(pendulum_file, *short, role="td3_bc"))
+    with pytest.raises(SystemExit):
+        main(fit_args(bad, *short, role="td3_bc"))
+    assert [path.name for path in Path("runs/diffrl").iterdir()] == ["version_0"]

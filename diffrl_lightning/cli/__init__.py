@@ -107,6 +107,8 @@ def _sentence(error: BaseException) -> tuple[str | None, int]:
                 return str(cause), 1
             case MemoryError():
                 return "There is not enough memory: use less data, or lower data.batch_size.", 1
+            case RuntimeError() if "can't allocate memory" in str(cause):  # torch's, on a CPU
+                return "There is not enough memory: lower data.batch_size or the model's size.", 1
             case OSError() if cause.filename is not None:
                 return f"{cause.filename!r} can not be used ({cause.strerror}): choose another.", 2
             case ModuleNotFoundError():

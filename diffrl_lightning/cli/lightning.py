@@ -6,10 +6,12 @@ import inspect
 import logging
 import os
 import re
+import shutil
 import signal
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,7 @@ from diffrl_lightning.types import InputError
 _LINKS = ("observation_dim", "action_dim", "goal_dim", "horizon", "stride", "num_origins")
 _CKPT_WORDS = ("best", "last", "hpc")
 _VAL_CHECK_INTERVAL = 2000
+_BEGUN = re.compile(r"events\.out\.tfevents\..*|(hparams|config)\.yaml|metrics\.csv")
 _TRAINER_DEFAULTS = {
     "inference_mode": False,  # value guidance needs gradients in tests
     "num_sanity_val_steps": 0,
@@ -55,6 +58,8 @@ _HARMLESS = (
 
 class DiffRLCLI(LightningCLI):
     """Fills the model's dimensions from the data; adds ``rollout``, ``synthesis``, ``checkpoint``."""
+
+    _own_folder: str | None = None  # of a run without a logger
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add groups, links and defaults."""
@@ -134,12 +139,25 @@ class DiffRLCLI(LightningCLI):
         """
         config = self._given[self.config.subcommand]
         if not config.trainer.logger and not config.trainer.default_root_dir:
-            kwargs["default_root_dir"] = str(_next_version(Path("runs") / config.name))
+            self._own_folder = str(_next_version(Path("runs") / config.name))
+            kwargs["default_root_dir"] = self._own_folder
         if config.trainer.enable_checkpointing is False:
             self._parser(self.subcommand).callback_keys.remove("checkpoint")
         self.config = self._given
         with one_sentence(ValueError, TypeError):
             return super().instantiate_trainer(**kwargs)
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run it; where bad input ends it before anything was done, take its folder away again."""
+        places = [logger.log_dir for logger in self.trainer.loggers] or [self._own_folder]
+        new = [_missing(Path(place)) for place in places if place and not Path(place).exists()]
+        try:
+            super()._run_subcommand(subcommand)
+        except InputError:
+            if not self.trainer.fit_loop.epoch_loop.batch_progress.total.ready:
+                for folders in new:
+                    _remove_unused(folders)
+            raise
 
     def before_fit(self) -> None:
         """Refuse, before training, a test that could not be run."""
@@ -220,6 +238,23 @@ def _count_epochs_or_steps(trainer: Any) -> None:
             trainer.check_val_every_n_epoch = 1
     elif trainer.val_check_interval == _VAL_CHECK_INTERVAL:
         trainer.val_check_interval = None
+
+
+def _missing(folder: Path) -> list[Path]:
+    """A folder and those around it that are not there yet, the innermost first."""
+    return [path for path in (folder, *folder.parents) if not path.exists()]
+
+
+def _remove_unused(folders: Sequence[Path]) -> None:
+    """Remove a folder that holds nothing but what loggers begin with, and empty ones around it."""
+    run, *around = folders
+    files = [path for path in run.rglob("*") if not path.is_dir()]
+    if not run.is_dir() or any(not _BEGUN.fullmatch(path.name) for path in files):
+        return
+    shutil.rmtree(run)
+    for folder in around:
+        with suppress(OSError):  # another run has begun there
+            folder.rmdir()
 
 
 def _next_version(folder: Path) -> Path:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -224,6 +225,34 @@ def test_a_full_disk_leaves_the_older_file(tmp_path):
     assert all("'new.hdf5' can not be written (File too large)" in line for line in lines)
     assert (tmp_path / "new.hdf5").read_bytes() == b"older"
     assert sorted(os.listdir(tmp_path)) == ["new.hdf5", "part.npz"]
+
+
+@pytest.mark.slow
+def test_commands_on_a_full_disk(tmp_path, pendulum_file, checkpoint):
+    """One sentence, exit code 2, what was there whole, and nothing half written."""
+
+    def full():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+
+    shards = ("--synthesis.num_samples=8000", "--synthesis.shard_size=1000")
+    predict = predict_args(pendulum_file, checkpoint, tmp_path / "new.hdf5", *shards)
+    large = predict_args(pendulum_file, checkpoint, tmp_path / "large.hdf5", *shards[:1])
+    for args, sentence in (
+        (predict, "new.hdf5' can not be written"),  # each shard fits, but not all together
+        (large, "large.hdf5.parts/000000.npz' can not be written"),
+    ):
+        result = subprocess.run(
+            diffrl_command(*args),
+            cwd=tmp_path, preexec_fn=full, capture_output=True, text=True,
+        )  # fmt: skip
+        assert result.returncode == 2, result.stderr
+        assert sentence in result.stderr.splitlines()[-1]
+        assert "Traceback" not in result.stderr
+    assert not (tmp_path / "new.hdf5").exists()
+    assert not list(tmp_path.rglob(".*"))
+    assert len(list((tmp_path / "new.hdf5.parts").glob("*.npz"))) == 8
+    subprocess.run(diffrl_command(*predict), cwd=tmp_path, check=True, capture_output=True)
+    assert len(read(tmp_path / "new.hdf5")[0]["rewards"]) == 8000
 
 
 def interrupted(*_):

@@ -65,6 +65,11 @@ def load():
     return reader(NAME).load(NAME, OPTIONS)
 
 
+def describe_and_load():
+    describe()
+    load()
+
+
 def describe():
     return reader(NAME).describe(NAME, OPTIONS)
 
@@ -139,7 +144,7 @@ BOX = {"type": "Box", "dtype": "float32", "shape": [3], "low": [0, 0, 0], "high"
 def test_broken_metadata_are_refused(folder, values, message):
     change(folder, **values)
     with pytest.raises(InputError, match=message):
-        TransitionData(NAME).setup("fit")
+        describe_and_load()
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", "\xff", "[" * 10_000])

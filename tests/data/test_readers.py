@@ -10,6 +10,7 @@ from minari.data_collector import EpisodeBuffer
 
 from diffrl_lightning.data import Transitions
 from diffrl_lightning.data.sources import SourceOptions, reader
+from diffrl_lightning.data.sources import load as load_all
 from diffrl_lightning.data.sources import minari as minari_reader
 from diffrl_lightning.types import InputError
 
@@ -204,10 +205,14 @@ def test_minari_dictionary_observations_goals_and_cache(tmp_path, monkeypatch):
     assert reordered.observations.shape == (21, 6)
     np.testing.assert_allclose(reordered.observations[:, 2:], expected, rtol=1e-6)
 
+    both = load_all(["test/goals-v0"] * 2, OPTIONS)
+    assert both.goals.tolist() == 2 * episodes.goals.tolist()
+    assert both.origins.tolist() == [0, 0, 0, 1, 1, 1]
+    np.testing.assert_array_equal(both.observations, np.tile(episodes.observations, (2, 1)))
+
     caches = sorted((tmp_path / "cache").iterdir())
     assert len(caches) == 2, "one cache for each choice of keys"
-    unused = lambda *_: pytest.fail("the cache was not used")  # noqa: E731
-    monkeypatch.setattr(minari_reader, "read_episodes", unused)
+    monkeypatch.setattr(minari_reader, "read_episodes", lambda *_: pytest.fail("no cache was used"))
     np.testing.assert_array_equal(load("test/goals-v0").observations, episodes.observations)
     with pytest.raises(InputError, match="choose observation_keys and goal_key among"):
         load("test/goals-v0", SourceOptions(observation_keys=("position",)))

@@ -5,10 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import shutil
 import tempfile
-import time
 import warnings
 from dataclasses import fields
 from pathlib import Path
@@ -17,12 +15,11 @@ from typing import Any
 import numpy as np
 
 from diffrl_lightning.data.episodes import Episodes
+from diffrl_lightning.files import sweep
 from diffrl_lightning.types import InputError
 
 _FIELDS = tuple(entry.name for entry in fields(Episodes) if entry.name != "origins")
 _LAYOUT = 2  # of what is kept; another one is read anew
-_LEFTOVER = re.compile(r"tmp[a-z0-9_]{8}|\.partial-.*")
-_DAY = 86_400.0
 
 
 def cache_folder(dataset: str, key: list[Any]) -> Path:
@@ -60,7 +57,8 @@ def write_cache(folder: Path, episodes: Episodes) -> None:
     temporary: Path | None = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        sweep(folder.parent)
+        for pattern in (".partial-*", "tmp????????"):  # the latter of earlier versions
+            sweep(folder.parent, pattern)
         temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".partial-"))
         for name in _FIELDS:
             array = getattr(episodes, name)
@@ -76,22 +74,3 @@ def write_cache(folder: Path, episodes: Episodes) -> None:
                 "every time; name another folder by the variable DIFFRL_CACHE.",
                 stacklevel=2,
             )
-
-
-def sweep(folder: Path) -> None:
-    """Remove what killed processes have left in a folder, once nothing in it is younger than a day."""
-    for path in folder.iterdir() if folder.is_dir() else ():
-        left = path.is_dir() and not path.is_symlink() and _LEFTOVER.fullmatch(path.name)
-        if left and time.time() - _changed(path) > _DAY:
-            shutil.rmtree(path, ignore_errors=True)
-
-
-def _changed(folder: Path) -> float:
-    """When anything in a folder was changed for the last time."""
-    times = [folder.lstat().st_mtime]
-    for path in folder.rglob("*"):
-        try:
-            times.append(path.lstat().st_mtime)
-        except OSError:  # its process is at work
-            return time.time()
-    return max(times)

@@ -19,12 +19,12 @@ from minari.storage.datasets_root_dir import get_dataset_path
 
 from diffrl_lightning.data.episodes import Episodes
 from diffrl_lightning.data.sources.base import DatasetInfo, SourceOptions
-from diffrl_lightning.data.sources.cache import cache_folder, read_cache, sweep, write_cache
+from diffrl_lightning.data.sources.cache import cache_folder, read_cache, write_cache
 from diffrl_lightning.data.sources.minari_episodes import read_episodes
 from diffrl_lightning.data.sources.minari_metadata import read_metadata
 from diffrl_lightning.data.sources.scores import d4rl_reference
 from diffrl_lightning.envs.make import layout
-from diffrl_lightning.files import while_room, writing
+from diffrl_lightning.files import sweep, while_room, writing
 from diffrl_lightning.types import InputError
 
 _MISSPELT = 0.9  # share of characters from which on an id is taken for a misspelt one
@@ -147,7 +147,7 @@ def write(
     root = Path(get_dataset_path(""))
     with writing(dataset):
         root.mkdir(parents=True, exist_ok=True)
-        sweep(root)
+        sweep(root, ".partial-*")
         _write(root, dataset, while_room(buffers, root), ref_scores, **metadata)
 
 

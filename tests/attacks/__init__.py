@@ -1,0 +1,1 @@
+"""Bad inputs of five kinds, a table each: data, checkpoints, YAML, arguments, environments."""
