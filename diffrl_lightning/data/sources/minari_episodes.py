@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from diffrl_lightning.data.episodes import Episodes
 from diffrl_lightning.data.sources.checks import check_memory
-from diffrl_lightning.data.sources.hdf5 import check_entry
+from diffrl_lightning.data.sources.hdf5 import find_entry
 from diffrl_lightning.data.sources.minari_metadata import Metadata
 from diffrl_lightning.types import InputError
 
@@ -41,7 +41,7 @@ def read_episodes(
     """
     try:
         with _episodes(dataset, metadata) as episodes:
-            lengths = [_length(get) for get in episodes]
+            lengths = [_length(open_episode()) for open_episode in episodes]
             columns: list[tuple[str, ...]] = [("observations", key) for key in keys] or [
                 ("observations",)
             ]
@@ -57,7 +57,8 @@ def read_episodes(
             goal_width = _width(metadata.observation_space, goal) if goal_key else 0
             goals = np.empty((e, goal_width), np.float32) if goal_key else None
             bar = tqdm(episodes, desc="Reading episodes", leave=False)
-            for i, (get, length) in enumerate(zip(bar, lengths, strict=True)):
+            for i, (open_episode, length) in enumerate(zip(bar, lengths, strict=True)):
+                get = open_episode()
                 rows = slice(offsets[i], offsets[i + 1])
                 states = observations[offsets[i] + i : offsets[i + 1] + i + 1]
                 for names, width, end in zip(columns, widths, np.cumsum(widths), strict=True):
@@ -88,19 +89,19 @@ def read_episodes(
 
 
 @contextmanager
-def _episodes(dataset: str, metadata: Metadata) -> Iterator[list[Get]]:
-    """For each episode, a function from the names of an array to the array."""
+def _episodes(dataset: str, metadata: Metadata) -> Iterator[list[Callable[[], Get]]]:
+    """For each episode, what opens it and gives a function from an array's names to the array."""
     path = get_dataset_path(dataset) / "data"
     if metadata.data_format == "hdf5":
         with h5py.File(path / _FILE, "r") as file:
             _check_count(metadata, len(file))
-            yield [partial(_array, file, f"episode_{i}") for i in range(metadata.total_episodes)]
+            yield [partial(_opened, file, f"episode_{i}") for i in range(metadata.total_episodes)]
         return
     _check_count(metadata, sum(entry.is_dir() for entry in path.iterdir()))
     if _has_images(metadata.observation_space):  # Minari would have them decoded, in any format
         raise InputError(f"it holds images, which are read from hdf5 alone: {metadata.data_format}")
     found = minari.load_dataset(dataset).iterate_episodes()
-    yield [partial(_member, vars(episode)) for episode in found]
+    yield [partial(partial, _member, vars(episode)) for episode in found]
 
 
 def _check_count(metadata: Metadata, count: int) -> None:
@@ -121,12 +122,19 @@ def _member(found: Any, *names: str) -> Any:
     return np.asarray(found)
 
 
-def _array(file: h5py.File, *names: str) -> h5py.Dataset:
-    """An array that lies in the file itself, and whole."""
-    path = "/".join(names)
-    if not check_entry(_FILE, file, path):
-        raise InputError(f"{_FILE} has no array {path}")
-    return file[path]
+def _opened(file: h5py.File, episode: str) -> Get:
+    """Gives arrays of an episode that lie in the file itself, and whole."""
+
+    def get(*names: str) -> h5py.Dataset:
+        path = "/".join(names)
+        array = find_entry(f"{_FILE}: {episode}", group, path) if group else None
+        if array is None:
+            raise InputError(f"{_FILE} has no array {episode}/{path}")
+        return array
+
+    is_group = file.get(episode, getclass=True, getlink=True) is h5py.HardLink
+    group = file[episode] if is_group else None
+    return get
 
 
 def _length(get: Get) -> int:
@@ -161,6 +169,6 @@ def _rows(get: Get, names: Sequence[str], length: int, width: int) -> np.ndarray
 def _flags(get: Get, name: str, length: int) -> np.ndarray:
     """Flags (length,), which are true or false."""
     values = _rows(get, (name,), length, 1)[:, 0]
-    if not np.isin(values, (0, 1)).all():
+    if not ((values == 0) | (values == 1)).all():
         raise InputError(f"{name} must be 0 or 1 at every step")
     return values.astype(bool)
