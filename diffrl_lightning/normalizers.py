@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from diffrl_lightning.inputs import one_of
+from diffrl_lightning.inputs import check_ranges, one_of
 from diffrl_lightning.types import InputError, TrainingData
 
 NormalizerKind = Literal["gaussian", "limits", "cdf", "none"]
@@ -238,6 +238,7 @@ def make_normalizer(kind: NormalizerKind, dim: int, bound_gap: float = 0.0) -> N
         "none": Normalizer,
     }
     one_of([*kinds], normalizer=kind)
+    check_ranges({"bound_gap": bound_gap})
     normalizer = kinds[kind](dim)
     return BoundNormalizer(normalizer, bound_gap) if bound_gap else normalizer
 
