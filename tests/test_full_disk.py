@@ -20,7 +20,7 @@ from modules.role_tester import ready, saved
 from diffrl_lightning import DataSynthesizer, TransitionData
 
 MOUNT = "mount -t tmpfs -o size={kilobytes}k none {folder} && cd {folder} && "
-LIMIT = "trap '' XFSZ; ulimit -f {kilobytes}; cd {folder} && "  # in units of 1 kB
+LIMIT = "trap '' XFSZ; ulimit -S -f {kilobytes}; cd {folder} && "  # in units of 1 kB
 WAYS = {"small filesystem": (["unshare", "-rm"], MOUNT), "limit on files": ([], LIMIT)}
 
 
@@ -42,7 +42,9 @@ def disk(request, tmp_path):
         command = f"{sys.executable} -m diffrl_lightning"
         steps = [f"{command} {args}" for args in first] + [f"{{ {command} {second}; code=$?; }}"]
         begin = before.format(kilobytes=kilobytes, folder=folder)
-        script = f"{begin}{' && '.join(steps)}; echo =====$code; cp -r . {out}"
+        script = (
+            f"{begin}{' && '.join(steps)}; echo =====$code; ulimit -S -f unlimited; cp -r . {out}"
+        )
         env = os.environ | {"OMP_NUM_THREADS": "1", "MINARI_DATASETS_PATH": str(folder / "minari")}
         ended = subprocess.run(
             [*isolated, "bash", "-c", script], env=env, capture_output=True, text=True, timeout=600

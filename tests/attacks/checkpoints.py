@@ -180,9 +180,9 @@ ROWS = [
     ("a companion that is a method", entries(companions={"forward": {
         "diffrl_role": "Diffuser", "hyper_parameters": {}, "companions": {}}}),
         "companion|forward"),
-    ("a way to act of another role", entries(acting={"class": "QActing", "num_candidates": 3}),
-     "act"),
-    ("a way to act out of range", entries(acting={"temperature": -NAN}), "temperature|act"),
+    ("a way to act without a class", entries(acting={"num_candidates": 3}), "act"),
+    ("a way to act out of range", entries(acting={
+        "class_path": "PlanActing", "init_args": {"temperature": NAN}}), "temperature|act"),
     # Weights
     ("no weights", entries(state_dict={}), "weight|state_dict"),
     ("a missing weight", weights(lambda w, name: w.pop(name)), "denoiser|weight"),
