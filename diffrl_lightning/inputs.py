@@ -215,8 +215,24 @@ class RangeChecked:
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         """Check what was given."""
         kind: Any = cls
-        check_ranges(dict(zip(_parameters(kind), args, strict=False)) | kwargs)
+        given = dict(zip(_parameters(kind), args, strict=False)) | kwargs
+        check_ranges(given)
+        for name, value in given.items():
+            if value is None and not _may_be_none(kind, name):
+                raise InputError(f"{name} of {cls.__name__} needs a value: null is none.")
         return super().__new__(cls)
+
+
+@cache
+def _may_be_none(cls: Any, name: str) -> bool:
+    """Whether a constructor's argument may be None, as its annotation says."""
+    for base in cls.__mro__:
+        found = signature(vars(base)["__init__"]).parameters if "__init__" in vars(base) else {}
+        if name in found:
+            annotation = found[name].annotation
+            text = str(annotation)
+            return "None" in text or "Any" in text or annotation is found[name].empty
+    return True
 
 
 @cache

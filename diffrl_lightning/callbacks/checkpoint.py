@@ -26,6 +26,7 @@ class Checkpoint(ModelCheckpoint):
     end of the step (a second one does not). From it a run goes on as if nothing had happened.
     """
 
+    began = False  # whether anything was learned in this process
     _training = False  # whether there is something to keep
     _interrupted = False  # by Ctrl+C
     _validated = False  # whether the last validation is over
@@ -34,7 +35,7 @@ class Checkpoint(ModelCheckpoint):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Take over Ctrl+C: stopped within a step, a run could not go on from there."""
         super().on_train_start(trainer, pl_module)
-        self._training, self._interrupted = True, False
+        self.began, self._training, self._interrupted = True, True, False
         main = threading.current_thread() is threading.main_thread()
         if main and trainer.world_size == 1:
             self._handler = signal.getsignal(signal.SIGINT)

@@ -154,7 +154,8 @@ class DiffRLCLI(LightningCLI):
         try:
             super()._run_subcommand(subcommand)
         except InputError:
-            if not self.trainer.fit_loop.epoch_loop.batch_progress.total.ready:
+            counted = self.trainer.fit_loop.epoch_loop.batch_progress.total.ready
+            if not getattr(self.trainer.checkpoint_callback, "began", counted):
                 for folders in new:
                     _remove_unused(folders)
             raise

@@ -12,7 +12,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from diffrl_lightning.cli import sentences
 from diffrl_lightning.tools.configs import check_yaml, find_config
-from diffrl_lightning.types import Acting
+from diffrl_lightning.types import Acting, InputError
 
 # Around the sentence of a class's own parser, in the messages of the parsers around it.
 _MARKS = "\x02{}\x03"
@@ -108,5 +108,8 @@ def _path(name: str) -> str:
         check_yaml(name, "The configuration")
         return name
     path = find_config(name)
-    check_yaml(path, repr(name))
+    found = check_yaml(path, repr(name))
+    for group in ("trainer", "rollout", "synthesis", "checkpoint"):
+        if isinstance(found.get(group), list):
+            raise InputError(f"{group} in {name!r} is a list: it must hold NAME: VALUE lines.")
     return str(path)

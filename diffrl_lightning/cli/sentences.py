@@ -13,6 +13,7 @@ from lightning.pytorch import LightningDataModule
 from diffrl_lightning import public
 from diffrl_lightning.types import Acting
 
+_MOST_NAMES = 15  # of options, in a sentence
 _KINDS = {
     "int": "a whole number",
     "float": "a number",
@@ -59,7 +60,9 @@ def unknown_key(key: str, options: Iterable[str], command: str) -> str:
 def unknown_name(of: str, name: str, accepted: Sequence[str]) -> str:
     """Of a name that something does not have: the nearest, or all that it has."""
     near = get_close_matches(name, accepted, 1, cutoff=0.7)
-    hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(accepted) or 'none'}."
+    listed = ", ".join(accepted[:_MOST_NAMES]) or "none"
+    more = "" if len(accepted) <= _MOST_NAMES else f" and {len(accepted) - _MOST_NAMES} more"
+    hint = f"did you mean {near[0]!r}?" if near else f"it has {listed}{more}."
     return f"{of} has no {name!r}: {hint}"
 
 
@@ -102,7 +105,12 @@ def no_class(message: str) -> str | None:
         base = re.search(r"subclass of (\w+)|\.(\w+)(?:'>|\])", message)
         kind = (base[1] or base[2]) if base else "class"
         return f"--{option} can not be {value}: name a {kind} that can be imported."
-    near = get_close_matches(value, [name.partition(" ")[0] for name in names], 1, cutoff=0.7)
+    plain_names = [name.partition(" ")[0] for name in names]
+    if value in plain_names:  # the class is right, and what stands beside it is not
+        return (
+            f"--{option} holds more than class_path and init_args: put its options into init_args."
+        )
+    near = get_close_matches(value, plain_names, 1, cutoff=0.7)
     hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(names)}."
     return f"--{option} can not be {value}: {hint}"
 

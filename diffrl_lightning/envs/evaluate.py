@@ -19,7 +19,6 @@ from diffrl_lightning.types import Episode, InputError, PlanSnapshot, Policy
 
 _MOST_SNAPSHOTS = 12  # an episode
 _MOST_CANDIDATES = 32  # a snapshot
-_MEND = "mend the environment, or name another one by env_id"
 
 
 @dataclass
@@ -59,7 +58,8 @@ def evaluate(
     if not seeds:
         return Evaluation([])
     n = envs.num_envs
-    space = continuous(envs.single_action_space, "the environment")
+    name = repr(envs.spec.id) if envs.spec else "the environment"
+    space = continuous(envs.single_action_space, name)
     queue = deque(Episode(index, int(seed)) for index, seed in enumerate(seeds))
     running: list[Episode | None] = [None] * n
     result = Evaluation([])
@@ -72,7 +72,7 @@ def evaluate(
             # An environment left without an episode idles; nobody looks at it.
             row_seeds = [seeds[-1] if e is None else e.seed for e in running]
             reset: Any = envs.reset
-            with env_errors("An environment's reset failed", _MEND):
+            with _told(name, "reset"):
                 fresh, _ = reset(seed=row_seeds, options={"reset_mask": ended})
             observations[ended] = fresh[ended]
             policy.reset(torch.as_tensor(ended), row_seeds)
@@ -82,8 +82,10 @@ def evaluate(
         result.num_decisions += sum(episode is not None for episode in running)
         _record_plans(policy, running, keep_paths, snapshot_every)
         actions = playable(actions, space, np.array([episode is not None for episode in running]))
-        with env_errors("A step of an environment failed", _MEND):
+        with _told(name, "step"):
             following, rewards, terminations, truncations, infos = envs.step(actions)
+            if not np.isfinite(rewards).all():
+                raise ValueError("a reward is NaN or infinite")
         ended = terminations | truncations
         for i, episode in enumerate(running):
             if episode is not None:
@@ -95,6 +97,13 @@ def evaluate(
             progress(1)
     result.episodes.sort(key=lambda episode: episode.index)
     return result
+
+
+def _told(name: str, method: str) -> Any:
+    return env_errors(
+        f"The {method} of {name} failed",
+        "correct env_kwargs, or name another environment by env_id",
+    )
 
 
 def _record_plans(

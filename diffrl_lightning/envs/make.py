@@ -110,7 +110,7 @@ def env_errors(what: str, fix: str) -> Iterator[None]:
         yield
     except InputError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         text = " ".join(str(error).split())[:_LONGEST_TEXT].rstrip(".")
         raise InputError(f"{what} ({type(error).__name__}: {text}): {fix}.") from error
 
@@ -157,7 +157,8 @@ def layout(
     """The keys of the state and of the goal in a dictionary space; ((), None) for a flat one.
 
     Raises:
-        InputError: if a key is not in the space, or the space is neither flat nor a dictionary.
+        InputError: if a key is not in the space, or the space is neither flat nor a dictionary, or flat
+            where keys are given.
     """
     if isinstance(space, gym.spaces.Dict):
         names = list(space.spaces)
@@ -177,6 +178,11 @@ def layout(
         return keys, goal_key
     if not isinstance(space, gym.spaces.Box) or len(space.shape) != 1:
         raise InputError(f"Observations must be vectors or dictionaries of vectors, not {space}.")
+    if observation_keys or goal_key not in (None, "none"):
+        raise InputError(
+            "observation_keys and goal_key are of dictionary observations, and these are vectors: "
+            "leave them out."
+        )
     return (), None
 
 

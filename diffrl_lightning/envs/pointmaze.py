@@ -25,11 +25,14 @@ GOAL_CELLS = {"open": (2, 3), "umaze": (1, 1), "medium": (6, 6), "large": (7, 9)
 GOAL_RADIUS = 0.45
 
 
+_CELLS = (0, 1, "r", "g", "c")
+
+
 class Maze:
     """A map of cells, 1 is a wall; positions are the simulator's, centred on 0, cells of size 1.
 
     Args:
-        maze_map: rows of cells, 1 a wall, anything else free.
+        maze_map: rows of cells, 1 a wall, 0, "r", "g" or "c" free.
         cell_size: side of a cell.
     """
 
@@ -38,6 +41,12 @@ class Maze:
         if len({len(row) for row in self.maze_map}) != 1:
             raise InputError("maze_map needs rows of equal lengths.")
         self.walls = np.array([[cell == 1 for cell in row] for row in self.maze_map])
+        odd = {repr(cell) for row in self.maze_map for cell in row if cell not in _CELLS}
+        if odd:
+            raise InputError(
+                f"maze_map has the cells {', '.join(sorted(odd))}: write 1 for a wall, 0 where it is "
+                "free, and r, g or c where episodes begin, end, or do either."
+            )
         if self.walls.all():
             raise InputError("maze_map has no free cell: write 0 where the agent may go.")
         self.cell_size = cell_size

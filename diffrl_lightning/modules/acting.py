@@ -108,8 +108,15 @@ def to_plain(how: Acting | None) -> dict[str, Any] | None:
 
 
 def from_plain(kind: type[Acting] | None, stored: Mapping[str, Any] | None) -> Acting | None:
-    """What :func:`to_plain` has written, of this class; None where nothing was, or another."""
-    if kind is None or not isinstance(stored, Mapping) or stored.get("class_path") != kind.__name__:
+    """What :func:`to_plain` has written, of this class; None where nothing was.
+
+    Raises:
+        InputError: if it is of another class, or a value is out of range.
+    """
+    if kind is None or stored is None:
         return None
+    values = stored.get("init_args") if isinstance(stored, Mapping) else None
+    if not isinstance(values, Mapping) or stored.get("class_path") != kind.__name__:
+        raise InputError(f"The checkpoint's acting is no {kind.__name__}: use another checkpoint.")
     names = {field.name for field in fields(kind)}
-    return kind(**{name: x for name, x in stored["init_args"].items() if name in names})
+    return kind(**{name: x for name, x in values.items() if name in names})

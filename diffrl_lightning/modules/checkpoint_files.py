@@ -88,7 +88,8 @@ def read_checkpoint(path: Any, map_location: Any = "cpu") -> dict[str, Any]:
 def _check_archive(path: Any) -> None:
     """Refuse a file that is not whole: torch itself does not compare its checksums."""
     if isinstance(path, str | Path) and not Path(path).is_file():
-        raise InputError(f"There is no checkpoint {str(path)!r}: correct its path.")
+        folder = ", which is a folder" if Path(path).is_dir() else ""
+        raise InputError(f"There is no checkpoint {str(path)!r}{folder}: correct its path.")
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()

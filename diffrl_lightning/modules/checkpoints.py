@@ -97,16 +97,20 @@ class CheckpointedModule(pl.LightningModule):
                     "the dataset that it was trained on."
                 )
         trainer = self._trainer
-        if trainer is not None and trainer.training and "optimizer_states" not in checkpoint:
-            raise InputError("The checkpoint holds weights alone: training can not go on from it.")
-        seed, step = checkpoint.get("noise_seed"), checkpoint.get("global_step")
+        resumed = {"optimizer_states", "loops"} if trainer and trainer.training else set()
+        missing = ({"noise_seed"} | resumed) - checkpoint.keys()
+        if missing:
+            raise InputError(
+                f"The checkpoint has no {', '.join(sorted(missing))}, so that it can not be "
+                f"{'resumed' if resumed else 'loaded'}: use one that training wrote whole."
+            )
+        seed, step = checkpoint["noise_seed"], checkpoint.get("global_step")
         if not all(value is None or type(value) is int for value in (seed, step)):
             raise InputError(
                 "The checkpoint's noise_seed or global_step is no number: use another."
             )
-        self.noise_seed = (
-            self.noise_seed if seed is None else seed
-        )  # a tuner saves before there is one
+        if seed is not None:  # a tuner saves before there is one
+            self.noise_seed = seed
         self.loaded_step = step
         self.default_acting = from_plain(self.acting, checkpoint.get("acting"))
         _attach(self, checkpoint.get("companions", {}))
@@ -182,8 +186,8 @@ def check_buildable(
         raise InputError(f"{name!r}: {error}") from error
     except Exception as error:  # a constructor raises anything on values that it was not made for
         raise InputError(
-            f"{name!r} can not be rebuilt ({type(error).__name__}: {error}): use a checkpoint that "
-            "this version wrote."
+            f"{name!r} holds hyper-parameters that no {checkpoint[ROLE_KEY]} can be built with "
+            f"({' '.join(str(error).split())[:150]}): use a checkpoint that this version wrote."
         ) from error
 
 
@@ -198,6 +202,9 @@ def _build(checkpoint: dict[str, Any], overrides: Mapping[str, Any]) -> Checkpoi
 def _attach(module: Any, companions: dict[str, Any]) -> None:
     """Build a module's companions, and theirs, before their weights are loaded."""
     like = next(module.parameters())
+    plain = isinstance(companions, dict) and all(isinstance(p, dict) for p in companions.values())
+    if not plain:
+        raise InputError("The checkpoint's companions are no dictionaries: use another one.")
     for name, part in companions.items():
         known = roles(CheckpointedModule).get(part.get(ROLE_KEY))
         ability, _ = module.companions.get(name, ("", ()))
@@ -206,8 +213,12 @@ def _attach(module: Any, companions: dict[str, Any]) -> None:
                 f"The checkpoint has a companion {name!r}, {part.get(ROLE_KEY)}, that no "
                 f"{type(module).__name__} builds on: use one that this library wrote."
             )
+        if not isinstance(part.get("hyper_parameters"), dict):
+            raise InputError(
+                f"The companion {name!r} has no hyper_parameters: use another checkpoint."
+            )
         companion = _build(part, {})
-        _attach(companion, part["companions"])
+        _attach(companion, part.get("companions", {}))
         companion.to(like.device, like.dtype)
         setattr(module, name, companion.requires_grad_(False).eval())
 

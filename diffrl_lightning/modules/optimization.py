@@ -47,10 +47,29 @@ def make_optimizer(module: pl.LightningModule, groups: list[dict[str, Any]]) -> 
     fused = True if module.device.type == "cpu" else None
     betas = tuple(hparams["adam_betas"])
     optimizer = torch.optim.AdamW(parts, betas=betas, fused=fused)
+    optimizer.register_load_state_dict_pre_hook(_check_state)
     if all(factor is None for factor in factors):
         return optimizer
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, [f or (lambda _: 1.0) for f in factors])
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def _check_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Refuse moments of other parameters."""
+    ours = [group["params"] for group in optimizer.param_groups]
+    theirs = [group["params"] for group in state["param_groups"]]
+    fits = [len(group) for group in ours] == [len(group) for group in theirs]
+    flat = [p for group in ours for p in group], [k for group in theirs for k in group]
+    for parameter, key in zip(*flat, strict=False):
+        moments = state["state"].get(key, {})
+        fits &= all(
+            x.shape in ((), parameter.shape) for x in moments.values() if torch.is_tensor(x)
+        )
+    if not fits:
+        raise InputError(
+            "The checkpoint's optimizer is of other parameters than this model's: go on with the same "
+            "arguments, or use another checkpoint."
+        )
 
 
 def _rate(

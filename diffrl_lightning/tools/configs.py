@@ -13,6 +13,7 @@ import yaml
 
 from diffrl_lightning.inputs import InputError
 
+_MOST_VALUES = 100_000  # of a YAML file
 _PACKAGE = Path(__file__).parents[1]
 
 
@@ -45,8 +46,27 @@ def find_config(name: str) -> Path:
     return found
 
 
+def _values(node: yaml.Node, known: dict[int, int]) -> int:
+    """How many values a node stands for, with all its aliases."""
+    if isinstance(node, yaml.ScalarNode):
+        return 1
+    if id(node) not in known:
+        known[id(node)] = _MOST_VALUES + 1  # of one within itself
+        pairs = isinstance(node, yaml.MappingNode)
+        parts = [part for pair in node.value for part in pair] if pairs else node.value
+        known[id(node)] = 1 + sum(_values(part, known) for part in parts)
+    return known[id(node)]
+
+
 class _Loader(yaml.SafeLoader):
     """Plain values only, and every key once."""
+
+    def get_single_node(self) -> yaml.Node | None:
+        """The document, unless aliases make it endless."""
+        node = super().get_single_node()
+        if node is not None and _values(node, {}) > _MOST_VALUES:
+            raise ValueError(f"its aliases stand for more than {_MOST_VALUES} values")
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """A dictionary."""

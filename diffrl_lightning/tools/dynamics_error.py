@@ -47,6 +47,8 @@ def dynamics_error(
             which episodes are held out.
     """
     check_ranges(locals())
+    if not models:
+        raise InputError("models is empty: give a name and a checkpoint for each model.")
     horizons = sorted(horizons or [1, 2, 5, 10, 20, 50])
     batch, scale = held_out(ChunkData(dataset, horizon=horizons[-1] + 1, **data), num_windows)
     states, actions = batch["observations"], batch["actions"]

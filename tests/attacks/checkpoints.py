@@ -208,7 +208,7 @@ ROWS = [
      "action_dim|checkpoint|shape"),
     ("data of other dimensions", spoiled(
         lambda s: s["hyper_parameters"].update(observation_dim=5)),
-     "observation_dim"),
+     "weights"),
     # Companions
     ("an unknown companion", companion(diffrl_role="NoSuchRole"), "NoSuchRole"),
     ("a companion without hyper-parameters", spoiled(

@@ -144,7 +144,7 @@ def problems(case, code, everything, errors):
     if "Traceback" in everything:
         found.append("prints a traceback")
     last = errors.strip().splitlines()[-1] if errors.strip() else ""
-    sentence = re.fullmatch(r"diffrl(?: [\w-]+)?: error: (.+\.)", last)
+    sentence = re.fullmatch(r"diffrl(?: [\w-]+)?: error: (.+[.?])", last)
     if code not in (0, None) and not isinstance(code, str):
         if not sentence:
             found.append(f"no sentence: {last[:200]!r}")

@@ -181,8 +181,9 @@ def _evaluation_env(dataset: str, options: SourceOptions) -> EnvConfig:
         )
     env_id = options.env_id or ENV_IDS.get(name, ENV_IDS["large"])
     maze_map = maze_map or gym.spec(ENV_IDS[name]).kwargs["maze_map"]
+    maze = Maze(maze_map)
     if goal_cell is not None:
-        free = Maze(maze_map).free_cells
+        free = maze.free_cells
         if goal_cell not in free:
             raise InputError(f"{dataset!r} ends in a wall: choose one of the free cells, {free}.")
         maze_map = [[0 if cell == "g" else cell for cell in row] for row in maze_map]
