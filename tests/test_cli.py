@@ -282,7 +282,7 @@ def pickled(folder):
         (lambda f: write_d4rl(f / "a.hdf5", terminals=None), [], "no array 'terminals'"),
         (not_hdf5, [], "not a readable HDF5 file"),
         (pickled, [], "pickled objects"),
-        (lambda f: write_d4rl(f / "a.hdf5"), ["--data.env_id=CartPole-v1"], "do not match"),
+        (lambda f: write_d4rl(f / "a.hdf5"), ["--data.env_id=Hopper-v5"], "do not match"),
         (lambda f: write_d4rl(f / "a.hdf5"), ["--data.horizon=128"], "longest episode has 100"),
         (lambda f: write_d4rl(f / "a.hdf5"), ["--data.horizon=7"], "use 6 or 8"),
         (lambda f: write_d4rl(f / "a.hdf5"), ["--model.width=3"], "width"),

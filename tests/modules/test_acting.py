@@ -92,7 +92,8 @@ def test_what_a_checkpoint_stores_is_plain_and_may_be_of_another_version(tmp_pat
     assert Role.load_from_checkpoint(path).default_acting == QActing(num_candidates=2)
     checkpoint["acting"]["class_path"] = "PlanActing"
     torch.save(checkpoint, path)
-    assert Role.load_from_checkpoint(path).default_acting is None
+    with pytest.raises(InputError, match="acting is no QActing"):
+        Role.load_from_checkpoint(path)
     checkpoint.pop("acting")
     torch.save(checkpoint, path)
     assert Role.load_from_checkpoint(path).default_acting is None

@@ -75,7 +75,7 @@ def test_weights_are_those_of_the_role(tmp_path, checkpoint):
 def test_hyper_parameters_take_no_memory_before_the_weights_are_compared(tmp_path, checkpoint):
     hparams = checkpoint["hyper_parameters"]
     for changed in ({"dim": 60_000}, {"dim": "wide"}, {"dim_mults": 3}, {"unknown": 1}):
-        message = r"a\.ckpt'(: | can not be rebuilt)"
+        message = r"a\.ckpt'(: | holds hyper-parameters that no Diffuser)"
         begin = time.monotonic()
         refused(checkpoint | {"hyper_parameters": hparams | changed}, tmp_path / "a.ckpt", message)
         assert time.monotonic() - begin < 5
@@ -114,8 +114,14 @@ def test_a_checkpoint_without_noise_or_optimizer_is_not_resumed_by_mistake(tmp_p
     whole = torch.load(tmp_path / "whole.ckpt", weights_only=True)
     del whole["noise_seed"]
     assert Role.load_from_checkpoint(tmp_path / "weights.ckpt").loaded_step == 1
+    torch.save(whole, tmp_path / "none.ckpt")
     torch.save(whole | {"noise_seed": "a"}, tmp_path / "seed.ckpt")
-    for name, message in (("weights", "holds weights alone"), ("seed", "noise_seed")):
+    messages = {
+        "weights": "has no optimizer_states, so that it can not be resumed",
+        "none": "has no noise_seed",
+        "seed": "noise_seed or global_step is no number",
+    }
+    for name, message in messages.items():
         with pytest.raises(InputError, match=message):
             quiet_trainer(tmp_path, max_steps=2).fit(
                 TD3BC(3, 1, hidden_dim=8), datamodule=data, ckpt_path=tmp_path / f"{name}.ckpt"
