@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 import shutil
 import time
@@ -87,7 +88,19 @@ def while_room(items: Iterable[T], folder: str | Path, least: int = 2**24) -> It
     for item in items:
         if shutil.disk_usage(folder).free < least:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        if _largest() < least:
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
         yield item
+
+
+def _largest() -> float:
+    """The most bytes that this process may write to a file."""
+    try:
+        import resource
+    except ImportError:  # of Unix alone
+        return math.inf
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    return math.inf if limit == resource.RLIM_INFINITY else limit
 
 
 def cannot_write(path: str | Path, error: OSError) -> InputError:
