@@ -81,10 +81,11 @@ def evaluate(
         result.decision_seconds += time.perf_counter() - begin
         result.num_decisions += sum(episode is not None for episode in running)
         _record_plans(policy, running, keep_paths, snapshot_every)
-        actions = playable(actions, space, np.array([episode is not None for episode in running]))
+        watched = np.array([episode is not None for episode in running])
+        actions = playable(actions, space, watched)
         with _told(name, "step"):
             following, rewards, terminations, truncations, infos = envs.step(actions)
-            if not np.isfinite(rewards).all():
+            if not np.isfinite(rewards[watched]).all():
                 raise ValueError("a reward is NaN or infinite")
         ended = terminations | truncations
         for i, episode in enumerate(running):

@@ -132,7 +132,13 @@ def test_environments_without_an_episode_may_do_anything():
         long.append(action)
         return np.zeros(3, np.float32), 0.0, len(long) == 9, False, {}
 
-    envs.envs[1].step = step
+    steps = []
+
+    def first(action, own=envs.envs[0].step):
+        steps.append(own(action))
+        return steps[-1] if len(steps) <= 5 else (steps[-1][0], np.nan, *steps[-1][2:])
+
+    envs.envs[0].step, envs.envs[1].step = first, step
     assert [e.length for e in evaluate(LateNaN(0.0, 0.0), envs, [0, 1]).episodes] == [5, 9]
 
 
