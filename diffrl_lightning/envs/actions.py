@@ -1,10 +1,15 @@
-"""Actions as environments take them."""
+"""Resets and steps of environments, with actions as they take them."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import gymnasium as gym
 import numpy as np
+from gymnasium.vector import VectorEnv
 
+from diffrl_lightning.envs.make import env_errors
 from diffrl_lightning.types import InputError
 
 
@@ -57,3 +62,46 @@ def outside(actions: np.ndarray, space: gym.spaces.Box) -> float:
         slack = 1e-3 * (float(high) - float(low)) if bounded else 1e-3
         beyond |= (column < low - slack) | (column > high + slack)
     return float(beyond.mean())
+
+
+def begin(envs: VectorEnv, seeds: Sequence[int], which: np.ndarray) -> np.ndarray:
+    """Begin new episodes in these (N,) bool of the environments; observations of all (N, O).
+
+    Raises:
+        InputError: if an environment fails.
+    """
+    reset: Any = envs.reset
+    with _errors_of(envs, "reset"):
+        return reset(seed=list(seeds), options={"reset_mask": which})[0]
+
+
+def play(envs: VectorEnv, actions: np.ndarray, rows: np.ndarray | None = None) -> tuple[Any, ...]:
+    """A step of all environments, by :func:`playable` actions (N, A); what their ``step`` returns.
+
+    Args:
+        envs: environments.
+        actions: as a policy has them.
+        rows: (N,) bool, which of them are looked at; default all.
+
+    Raises:
+        InputError: if an action or a reward is NaN or infinite, or an environment fails.
+    """
+    space = continuous(envs.single_action_space, _name(envs))
+    played = playable(actions, space, rows)
+    with _errors_of(envs, "step"):
+        result = envs.step(played)
+        rewards = result[1] if rows is None else result[1][rows]
+        if not np.isfinite(rewards).all():
+            raise ValueError("a reward is NaN or infinite")
+    return result
+
+
+def _name(envs: VectorEnv) -> str:
+    return envs.spec.id if envs.spec else "the environment"
+
+
+def _errors_of(envs: VectorEnv, method: str) -> Any:
+    return env_errors(
+        f"The {method} of {_name(envs)!r} failed",
+        "correct env_kwargs, or name another environment by env_id",
+    )

@@ -11,10 +11,7 @@ import torch
 from gymnasium.vector import SyncVectorEnv
 from torch import Tensor
 
-from diffrl_lightning.envs.actions import continuous, playable
-from diffrl_lightning.envs.make import env_errors
-
-_MEND = "mend the environment, or name another one by env_id"
+from diffrl_lightning.envs.actions import begin, play
 
 
 class Collector:
@@ -44,14 +41,11 @@ class Collector:
             Transitions (N, ...) with their episodes' numbers, and returns of the episodes that ended.
 
         Raises:
-            InputError: if an action is NaN or infinite, or an environment fails.
+            InputError: if an action or a reward is NaN or infinite, or an environment fails.
         """
-        space = continuous(self.envs.single_action_space, "the environment")
         before = torch.from_numpy(self.observations.copy())
         actions = act(before).float()
-        played = playable(actions.numpy(), space)
-        with env_errors("A step of an environment failed", _MEND):
-            following, rewards, terminations, truncations, _ = self.envs.step(played)
+        following, rewards, terminations, truncations, _ = play(self.envs, actions.numpy())
         self.returns += rewards
         self.observations = following.astype(np.float32)
         rows = {
@@ -77,10 +71,7 @@ class Collector:
             int(np.random.SeedSequence([self.seed, int(k)]).generate_state(1)[0])
             for k in self.numbers
         ]
-        reset: Any = self.envs.reset
-        with env_errors("An environment's reset failed", _MEND):
-            fresh, _ = reset(seed=seeds, options={"reset_mask": which})
-        self.observations[which] = fresh[which]
+        self.observations[which] = begin(self.envs, seeds, which)[which]
 
     def state_dict(self) -> dict[str, Any]:
         """Counters, observations and physics of all environments."""

@@ -1,4 +1,4 @@
-"""Rolling a policy out in environments: the one place with ``env.step``."""
+"""Rolling a policy out in environments."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ import torch
 from gymnasium.vector import VectorEnv
 from torch import Tensor
 
-from diffrl_lightning.envs.actions import continuous, playable
-from diffrl_lightning.envs.make import env_errors
+from diffrl_lightning.envs.actions import begin, play
 from diffrl_lightning.types import Episode, InputError, PlanSnapshot, Policy
 
 _MOST_SNAPSHOTS = 12  # an episode
@@ -58,8 +57,6 @@ def evaluate(
     if not seeds:
         return Evaluation([])
     n = envs.num_envs
-    name = repr(envs.spec.id) if envs.spec else "the environment"
-    space = continuous(envs.single_action_space, name)
     queue = deque(Episode(index, int(seed)) for index, seed in enumerate(seeds))
     running: list[Episode | None] = [None] * n
     result = Evaluation([])
@@ -71,22 +68,15 @@ def evaluate(
                 running[i] = queue.popleft() if queue else None
             # An environment left without an episode idles; nobody looks at it.
             row_seeds = [seeds[-1] if e is None else e.seed for e in running]
-            reset: Any = envs.reset
-            with _told(name, "reset"):
-                fresh, _ = reset(seed=row_seeds, options={"reset_mask": ended})
-            observations[ended] = fresh[ended]
+            observations[ended] = begin(envs, row_seeds, ended)[ended]
             policy.reset(torch.as_tensor(ended), row_seeds)
-        begin = time.perf_counter()
+        started = time.perf_counter()
         actions = policy.act(torch.from_numpy(observations)).cpu().numpy()
-        result.decision_seconds += time.perf_counter() - begin
+        result.decision_seconds += time.perf_counter() - started
         result.num_decisions += sum(episode is not None for episode in running)
         _record_plans(policy, running, keep_paths, snapshot_every)
-        watched = np.array([episode is not None for episode in running])
-        actions = playable(actions, space, watched)
-        with _told(name, "step"):
-            following, rewards, terminations, truncations, infos = envs.step(actions)
-            if not np.isfinite(rewards[watched]).all():
-                raise ValueError("a reward is NaN or infinite")
+        busy = np.array([episode is not None for episode in running])
+        following, rewards, terminations, truncations, infos = play(envs, actions, busy)
         ended = terminations | truncations
         for i, episode in enumerate(running):
             if episode is not None:
@@ -98,13 +88,6 @@ def evaluate(
             progress(1)
     result.episodes.sort(key=lambda episode: episode.index)
     return result
-
-
-def _told(name: str, method: str) -> Any:
-    return env_errors(
-        f"The {method} of {name} failed",
-        "correct env_kwargs, or name another environment by env_id",
-    )
 
 
 def _record_plans(

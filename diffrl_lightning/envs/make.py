@@ -61,7 +61,7 @@ class EnvConfig:
         import_plugins()
         # An environment that is not to be drawn need not know of modes.
         drawn: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}
-        with self._told():
+        with self._errors():
             env = gym.make(self.env_id, **(dict(self.kwargs) | drawn))
             for name, keywords in self.wrappers:
                 env = getattr(gym.wrappers, name)(env, **keywords)
@@ -70,7 +70,7 @@ class EnvConfig:
     def make_vector(self, num_envs: int, asynchronous: bool = False) -> VectorEnv:
         """``num_envs`` environments, in one process or in one each; they are never auto-reset."""
         kind = AsyncVectorEnv if asynchronous else SyncVectorEnv
-        with self._told():
+        with self._errors():
             return kind([self.make] * num_envs, autoreset_mode=AutoresetMode.DISABLED)  # type: ignore[operator]
 
     @cached_property
@@ -80,7 +80,7 @@ class EnvConfig:
         env.close()
         return env.observation_space, env.action_space
 
-    def _told(self) -> Any:
+    def _errors(self) -> Any:
         return env_errors(
             f"Environment {self.env_id!r} can not be made",
             "correct env_id or env_kwargs, or install what it needs",

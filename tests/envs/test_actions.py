@@ -97,6 +97,19 @@ def test_actions_that_are_not_finite_are_refused(value):
         Collector(vector()).step(lambda o: torch.tensor([[0.0, value]] * 2))
 
 
+def test_rewards_that_are_not_finite_are_refused_wherever_steps_are_made():
+    class Endless(Toy):
+        def step(self, action):
+            observation, _, *rest = super().step(action)
+            return observation, np.nan, *rest
+
+    envs = SyncVectorEnv([Endless] * 2, autoreset_mode=AutoresetMode.DISABLED)
+    with pytest.raises(InputError, match="a reward is NaN or infinite"):
+        evaluate(Constant(0.0, 0.0), envs, [0, 1])
+    with pytest.raises(InputError, match="a reward is NaN or infinite"):
+        Collector(envs).step(lambda o: torch.zeros(2, 2))
+
+
 class Broken(Constant):
     """Acts well by plans that are not finite."""
 
