@@ -16,7 +16,7 @@ from diffrl_lightning.types import InputError
 
 _DAY = 86_400.0  # seconds
 
-T = TypeVar("T")
+_Item = TypeVar("_Item")
 
 
 @contextmanager
@@ -77,7 +77,7 @@ def writing(path: str | Path) -> Iterator[None]:
         raise cannot_write(path, reason) from error
 
 
-def while_room(items: Iterable[T], folder: str | Path, least: int = 2**24) -> Iterator[T]:
+def while_room(items: Iterable[_Item], folder: str | Path, least: int = 2**24) -> Iterator[_Item]:
     """Hand on items that are written to a folder one by one, while so many bytes are free there.
 
     For HDF5 files that others write: after a write that failed, HDF5 crashes when the process ends.

@@ -6,12 +6,14 @@ from pathlib import Path
 import lightning.pytorch as pl
 import numpy as np
 import pytest
+import torch
 from helpers import fit_args
 from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
 from lightning.pytorch.tuner import Tuner
 from modules.role_tester import quiet_trainer
 
 from diffrl_lightning import TD3BC, SequenceData, TransitionData
+from diffrl_lightning.callbacks import Checkpoint
 from diffrl_lightning.cli import main
 
 
@@ -101,3 +103,13 @@ def test_bad_input_leaves_no_folder_of_a_run(tmp_path, monkeypatch, pendulum_fil
     with pytest.raises(SystemExit):
         main(fit_args(bad, *short, role="td3_bc"))
     assert [path.name for path in Path("runs/diffrl").iterdir()] == ["version_0"]
+
+
+def test_a_checkpoint_before_training_begins_none_of_it(tmp_path, role, data):
+    """As tuners write one, and go back to it."""
+    saver = Checkpoint(tmp_path, monitor=None, save_last=True)
+    trainer = quiet_trainer(tmp_path, max_steps=3, callbacks=[saver], enable_checkpointing=True)
+    trainer.strategy.connect(role)
+    trainer.save_checkpoint(tmp_path / "begin.ckpt")
+    loops = torch.load(tmp_path / "begin.ckpt", weights_only=True)["loops"]["fit_loop"]
+    assert set(loops["epoch_progress"]["total"].values()) == {0}

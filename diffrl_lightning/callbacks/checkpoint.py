@@ -110,13 +110,14 @@ class Checkpoint(ModelCheckpoint):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
         """Keep the last whole step; of several processes only where all of them stop."""
-        together = trainer.world_size == 1 or isinstance(exception, SIGTERMException)
-        if not (self._training and self._writes(trainer) and self.save_last and together):
-            return
         if not isinstance(exception, KeyboardInterrupt):  # then Lightning ignores another one
             self._give_back()
-        self._training = False
-        if getattr(pl_module, "updating", False):  # weights of two steps
+        together = trainer.world_size == 1 or isinstance(exception, SIGTERMException)
+        between_steps = not getattr(pl_module, "updating", False)  # else weights are of two
+        training, self._training = self._training, False
+        if not (
+            training and together and between_steps and self.save_last and self._writes(trainer)
+        ):
             return
         try:
             self._write_last(trainer)
@@ -172,7 +173,7 @@ def _rewind(loops: dict[str, Any], trainer: pl.Trainer, in_validation: bool) -> 
     batches, epochs = loops["epoch_loop.batch_progress"], loops["epoch_progress"]
     validation = loops["epoch_loop.val_loop.batch_progress"]
     current = batches["current"]
-    if epochs["current"]["processed"] == epochs["current"]["ready"]:
+    if epochs["current"]["ready"] == epochs["current"]["processed"] > 0:
         for counts in (epochs["total"], epochs["current"]):
             counts["completed"] = counts["processed"]
             counts["ready"] = counts["started"] = counts["processed"] + 1

@@ -18,6 +18,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
+from diffrl_lightning.callbacks.checkpoint import stop_if_asked
 from diffrl_lightning.callbacks.versions import versions
 from diffrl_lightning.data.writers import check_output, is_whole, parts_folder, write_dataset
 from diffrl_lightning.files import whole_file, write_whole
@@ -126,6 +127,7 @@ class SampleWriter(RangeChecked, pl.Callback):
         if bar is not None:
             rate = self._drawn * trainer.world_size / (time.monotonic() - self._begin)
             bar.set_postfix_str(f"{rate:.0f} samples/s")
+        stop_if_asked(trainer)
 
     def on_predict_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Make the dataset of the shards, once all are there."""

@@ -118,7 +118,8 @@ def _sentence(error: BaseException) -> tuple[str | None, int]:
             return f"{' '.join(str(cause).split()).rstrip('.')}.", 2
         if name == "OutOfMemoryError":  # torch's
             return "The device has not enough memory: lower data.batch_size or the model's size.", 1
-        cause = cause.__cause__ or cause.__context__
+        wraps = isinstance(cause, ValueError)  # as the parser does, without saying what
+        cause = cause.__cause__ or (cause.__context__ if wraps else None)
     return None, 1
 
 

@@ -51,9 +51,8 @@ class CheckpointFiles(TorchCheckpointIO):
     ) -> dict[str, Any]:
         """As :func:`read_checkpoint`."""
         checkpoint = read_checkpoint(path, map_location or "cpu")
-        checkpoint.setdefault(
-            "pytorch-lightning_version", lightning.__version__
-        )  # it asks for that
+        # Lightning asks for its version, which a checkpoint that was saved by hand does not have.
+        checkpoint.setdefault("pytorch-lightning_version", lightning.__version__)
         return checkpoint
 
 

@@ -363,3 +363,31 @@ def test_memory_does_not_grow_with_the_dataset(tmp_path):
         for count in (2, 20)
     ]
     assert peaks[1] < peaks[0] + 20, peaks  # MiB; the larger file has 66 more
+
+
+def test_sigterm_ends_a_prediction_between_two_shards(
+    tmp_path, monkeypatch, pendulum_file, checkpoint
+):
+    """What is drawn stays, and the same command goes on."""
+    monkeypatch.chdir(tmp_path)
+    sizes = ("--synthesis.num_samples=60", "--synthesis.shard_size=20")
+    args = predict_args(pendulum_file, checkpoint, "new.hdf5", *sizes)
+    with monkeypatch.context() as patch:
+        patch.setattr(SampleWriter, "_path", terminated(SampleWriter._path))
+        with pytest.raises(SystemExit) as ended:
+            main(args)
+    assert ended.value.code == 143
+    assert [p.name for p in (tmp_path / "new.hdf5.parts").glob("*.npz")] == ["000000.npz"]
+    main(args)
+    assert len(read("new.hdf5")[0]["rewards"]) == 60
+
+
+def terminated(path):
+    """A signal while the first shard is written."""
+
+    def found(self, shard):
+        if getattr(self, "_plan", None):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return path(self, shard)
+
+    return found

@@ -116,20 +116,6 @@ HDF5 = {
     "a single number": (put("observations", lambda _: 1.0), "one row a step"),
     "a group": (put("actions/a", lambda _: 1.0) and put("terminals", lambda f: f.create_group("g")),
                 "a group 'terminals'"),
-    "NaN score": (
-        lambda file: (
-            put("metadata/ref_min_score", lambda _: np.nan)(file),
-            put("metadata/ref_max_score", lambda _: 1.0)(file),
-        ),
-        "must be a lower and a higher return, not nan and 1.0",
-    ),
-    "scores that are text": (
-        lambda file: (
-            put("metadata/ref_min_score", lambda _: "low")(file),
-            put("metadata/ref_max_score", lambda _: "high")(file),
-        ),
-        "must be a lower and a higher return",
-    ),
     "scores in a row": (
         put("metadata/ref_min_score", lambda _: np.zeros(7)),
         "metadata/ref_min_score must be a single value",
@@ -157,6 +143,16 @@ def test_links_within_a_file_are_followed(tmp_path):
     path = changed(tmp_path / "A.HDF5", change)
     expected = read(write_d4rl(tmp_path / "b.hdf5"))
     np.testing.assert_array_equal(read(path).observations, expected.observations)
+
+
+@pytest.mark.parametrize("scores", [(np.nan, 1.0), ("low", "high"), (1.0, 0.0)])
+def test_scores_that_are_no_scale_need_the_users(tmp_path, scores):
+    path = write_d4rl(tmp_path / "a.hdf5", observation_dim=4)
+    with h5py.File(path, "a") as file:
+        file["metadata/ref_min_score"], file["metadata/ref_max_score"] = scores
+    with pytest.raises(InputError, match="must be a lower and a higher return: give ref_scores"):
+        TransitionData(str(path))
+    assert TransitionData(str(path), ref_scores=(0.0, 1.0)).ref_scores == (0.0, 1.0)
 
 
 def test_scores_in_arrays_of_one(tmp_path):

@@ -154,20 +154,14 @@ def _check_single(dataset: str, array: h5py.Dataset) -> None:
 
 
 def _ref_scores(dataset: str, file: h5py.File) -> tuple[float, float] | None:
-    """Random and expert return of the metadata, where it has both."""
+    """Random and expert return of the metadata, where it has both; NaN where one is no number."""
     stored = [file.get(f"metadata/{name}") for name in _METADATA[:2]]
     if None in stored:
         return None
-    low, high = (np.ravel(array[()])[0] for array in stored)
-    try:
-        low, high = float(low), float(high)
-    except (TypeError, ValueError):
-        low = math.nan
-    if not (math.isfinite(low) and math.isfinite(high) and low < high):
-        raise InputError(
-            f"{dataset!r}: metadata/ref_min_score and ref_max_score must be a lower and a higher "
-            f"return, not {low} and {high}: correct or remove them."
-        )
+    kinds = {array.dtype.kind for array in stored}
+    low, high = (
+        float(np.ravel(array[()])[0]) if kinds <= set("fiu") else math.nan for array in stored
+    )
     return low, high
 
 
