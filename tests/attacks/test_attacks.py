@@ -48,7 +48,7 @@ GIGABYTES = 3  # above what the tests themselves take
 
 
 def marked():
-    """Every fourth attack of a table is quick enough to be tried always; the slow tests try all others."""
+    """Every fourth attack of a table is among the quick tests, the others among the slow ones."""
     for table in TABLES.values():
         for number, attack in enumerate(table):
             yield pytest.param(attack, marks=pytest.mark.slow if number % 4 else ())
