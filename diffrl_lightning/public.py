@@ -8,6 +8,7 @@ from diffrl_lightning.callbacks import (
     SampleReport,
     SampleWriter,
     SkillFigure,
+    TrainingRecord,
 )
 from diffrl_lightning.data import ChunkData, FutureData, OnlineData, SequenceData, TransitionData
 from diffrl_lightning.diffusion import Sampling

@@ -9,3 +9,4 @@ from diffrl_lightning.callbacks.rollout import Rollout
 from diffrl_lightning.callbacks.sample_report import SampleReport
 from diffrl_lightning.callbacks.sample_writer import SampleWriter
 from diffrl_lightning.callbacks.skill_figure import SkillFigure
+from diffrl_lightning.callbacks.training_record import TrainingRecord

@@ -18,6 +18,7 @@ LIGHTNING = {
     "predict": "write a dataset that a synthesizer draws",
 }
 TOOLS = {
+    "benchmark": "a grid of methods, datasets and training seeds, trained, tested and resumed",
     "compare": "one checkpoint, many ways to act: returns and milliseconds of a decision",
     "quality": "how near synthetic data are to real data",
     "relabel": "a dataset with the rewards of a model",

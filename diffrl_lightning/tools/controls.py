@@ -44,13 +44,10 @@ def controls(
     """
     check_ranges(locals())
     data = SequenceData(dataset, **vars(SourceOptions(**source)))
-    maze, box = Maze.of_source(data), data.action_space()
-    if maze is None or box is None:
-        raise InputError(f"{dataset!r} has no maze: name a PointMaze dataset.")
     n = min(10, num_episodes)
     policies: dict[str, Policy] = {
-        "planner": WaypointPolicy(maze, n),
-        "random": RandomPolicy(box.low, box.high, n),
+        "planner": control_policy("planner", data, n),
+        "random": control_policy("random", data, n),
         "straight line": PlannerPolicy(
             partial(_straight_line, horizon=horizon),
             observation_dim=data.observation_dim,
@@ -63,6 +60,20 @@ def controls(
     for name, policy in policies.items():
         row = roll_out(policy, data, range(seed, seed + num_episodes), num_envs=n)[1].compute()
         report.print_row(name, *(f"{row[c]:.3f}" if c in row else "-" for c in _COLUMNS))
+
+
+def control_policy(name: str, data: SequenceData, num_envs: int) -> Policy:
+    """A policy without a model: PointMaze's waypoint ``planner``, or ``random`` actions.
+
+    Raises:
+        InputError: if the dataset's environment has no maze to plan in, or no box of actions.
+    """
+    maze, box = Maze.of_source(data), data.action_space()
+    if name == "random" and box is not None:
+        return RandomPolicy(box.low, box.high, num_envs)
+    if maze is None:
+        raise InputError(f"{data.datasets[0]!r} has no maze: name a PointMaze dataset.")
+    return WaypointPolicy(maze, num_envs)
 
 
 def _straight_line(observations: Tensor, goals: Tensor | None, *, horizon: int, **_: Any) -> Plan:
