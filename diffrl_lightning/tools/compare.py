@@ -15,7 +15,7 @@ from diffrl_lightning.data import SequenceData
 from diffrl_lightning.data.sources.base import SourceOptions
 from diffrl_lightning.figures.charts import draw_trade_offs
 from diffrl_lightning.inputs import check_ranges
-from diffrl_lightning.tools import report
+from diffrl_lightning.tools import outputs
 from diffrl_lightning.tools.configs import check_yaml, find_config
 from diffrl_lightning.tools.sources import load_role
 from diffrl_lightning.types import EnvSource, Episode, InputError, Policy
@@ -82,11 +82,11 @@ def compare(
             episodes += of_seed
         results[name] = result | _statistics(episodes, data.ref_scores)
         if len(results) == 1:
-            report.print_header("", *_cells(results[name]))
-        report.print_row(name, *_cells(results[name]).values())
-        report.write(output, results)
+            outputs.print_header("", *_cells(results[name]))
+        outputs.print_row(name, *_cells(results[name]).values())
+        outputs.write(output, results)
     if timing_envs:
-        report.write(output, results, draw_trade_offs(results, timing_envs))
+        outputs.write(output, results, draw_trade_offs(results, timing_envs))
 
 
 def _statistics(

@@ -15,7 +15,7 @@ from diffrl_lightning.envs.evaluate import RandomPolicy
 from diffrl_lightning.envs.pointmaze import Maze, WaypointPolicy
 from diffrl_lightning.inputs import check_ranges
 from diffrl_lightning.policies.planner import Plan, PlannerPolicy
-from diffrl_lightning.tools import report
+from diffrl_lightning.tools import outputs
 from diffrl_lightning.types import InputError, Policy
 
 _COLUMNS = ("return_mean", "return_sem", "normalized_score", "success_rate", "wall_free_rate")
@@ -56,10 +56,10 @@ def controls(
             lookahead=lookahead,
         ),
     }
-    report.print_header("control", *_COLUMNS)
+    outputs.print_header("control", *_COLUMNS)
     for name, policy in policies.items():
         row = roll_out(policy, data, range(seed, seed + num_episodes), num_envs=n)[1].compute()
-        report.print_row(name, *(f"{row[c]:.3f}" if c in row else "-" for c in _COLUMNS))
+        outputs.print_row(name, *(f"{row[c]:.3f}" if c in row else "-" for c in _COLUMNS))
 
 
 def control_policy(name: str, data: SequenceData, num_envs: int) -> Policy:

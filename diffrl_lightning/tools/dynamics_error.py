@@ -13,7 +13,7 @@ from diffrl_lightning.data import ChunkData, Chunks
 from diffrl_lightning.figures.charts import draw_errors
 from diffrl_lightning.inputs import check_ranges
 from diffrl_lightning.normalizers import GaussianNormalizer
-from diffrl_lightning.tools import report
+from diffrl_lightning.tools import outputs
 from diffrl_lightning.tools.sources import load_role, read
 from diffrl_lightning.types import InputError
 
@@ -61,11 +61,11 @@ def dynamics_error(
         seconds = time.perf_counter() - begin
         results[name] = errors_at(horizons, predicted.observations, states, scale)
         results[name]["ms_a_trajectory"] = 1e3 * seconds / len(states)
-    report.print_header("", *(f"{h} steps" for h in horizons), "ms")
+    outputs.print_header("", *(f"{h} steps" for h in horizons), "ms")
     for name, row in results.items():
         took = f"{row['ms_a_trajectory']:.2f}" if "ms_a_trajectory" in row else "-"
-        report.print_row(name, *report.with_errors(row["mean"], row["sem"]), took)
-    report.write(output, results, draw_errors(results))
+        outputs.print_row(name, *outputs.with_errors(row["mean"], row["sem"]), took)
+    outputs.write(output, results, draw_errors(results))
     return results
 
 

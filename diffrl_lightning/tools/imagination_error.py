@@ -14,7 +14,7 @@ from diffrl_lightning.envs.make import EnvConfig
 from diffrl_lightning.envs.simulate import play
 from diffrl_lightning.figures.charts import draw_model_rollouts
 from diffrl_lightning.inputs import check_ranges
-from diffrl_lightning.tools import report
+from diffrl_lightning.tools import outputs
 from diffrl_lightning.tools.sources import load_role
 from diffrl_lightning.types import Imagined, InputError
 
@@ -81,10 +81,10 @@ def imagination_error(
             "trajectories_a_second": len(states) / seconds,
         }
     env.close()
-    report.print_header("steps", *_COLUMNS)
+    outputs.print_header("steps", *_COLUMNS)
     for label, row in results.items():
-        report.print_row(label, *(f"{row[name]:.3g}" for name in _COLUMNS))
-    report.write(output, results, draw_model_rollouts(_until_end(real), _until_end(imagined)))
+        outputs.print_row(label, *(f"{row[name]:.3g}" for name in _COLUMNS))
+    outputs.write(output, results, draw_model_rollouts(_until_end(real), _until_end(imagined)))
     return results
 
 

@@ -19,7 +19,7 @@ from diffrl_lightning.metrics.synthesis import (
     column_names,
     joined_rows,
 )
-from diffrl_lightning.tools import report
+from diffrl_lightning.tools import outputs
 from diffrl_lightning.tools.sources import read
 from diffrl_lightning.types import InputError
 
@@ -85,11 +85,11 @@ def quality(
         if num_simulated:
             results[name] |= _dynamics(data, rows, rest, num_simulated)
         if len(results) == 1:
-            report.print_header("", *results[name])
-        report.print_row(name, *(f"{x:.4g}" for x in results[name].values()))
+            outputs.print_header("", *results[name])
+        outputs.print_row(name, *(f"{x:.4g}" for x in results[name].values()))
     first = joined_rows(next(iter(drawn.values())))
     figure = draw_marginals(column_names(rest), joined_rows(rest).numpy(), first.numpy())
-    report.write(output, results, figure)
+    outputs.write(output, results, figure)
     return results
 
 

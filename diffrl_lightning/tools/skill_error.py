@@ -11,7 +11,7 @@ from diffrl_lightning.data import ChunkData
 from diffrl_lightning.envs.simulate import play
 from diffrl_lightning.figures.charts import draw_errors
 from diffrl_lightning.inputs import check_ranges
-from diffrl_lightning.tools import report
+from diffrl_lightning.tools import outputs
 from diffrl_lightning.tools.dynamics_error import errors_at, held_out
 from diffrl_lightning.tools.sources import load_role
 from diffrl_lightning.types import InputError
@@ -69,10 +69,10 @@ def skill_error(
     ours, prior = (results[name]["mean"] for name in skills)
     results["skill"]["of_the_priors"] = [s / p for s, p in zip(ours, prior, strict=True)]
 
-    report.print_header("", *(f"{h} steps" for h in horizons))
+    outputs.print_header("", *(f"{h} steps" for h in horizons))
     for name, row in results.items():
-        report.print_row(name, *report.with_errors(row["mean"], row["sem"]))
+        outputs.print_row(name, *outputs.with_errors(row["mean"], row["sem"]))
     ratios = results["skill"]["of_the_priors"]
-    report.print_row("skill / prior's mean", *(f"{ratio:.2f}" for ratio in ratios))
-    report.write(output, results, draw_errors(results))
+    outputs.print_row("skill / prior's mean", *(f"{ratio:.2f}" for ratio in ratios))
+    outputs.write(output, results, draw_errors(results))
     return results

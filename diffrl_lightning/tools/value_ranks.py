@@ -14,7 +14,7 @@ from diffrl_lightning.figures.charts import draw_ranks
 from diffrl_lightning.inputs import check_ranges
 from diffrl_lightning.nets import mlp
 from diffrl_lightning.normalizers import GaussianNormalizer
-from diffrl_lightning.tools import report
+from diffrl_lightning.tools import outputs
 from diffrl_lightning.tools.sources import load_role, read
 from diffrl_lightning.types import InputError
 
@@ -70,12 +70,12 @@ def value_ranks(
         "reward of the step": batch["rewards"],
     }
     results = {name: _ranks(x, returns, episodes) for name, x in values.items()}
-    report.print_header("", "rank correlation", "mean", "mean of the returns")
+    outputs.print_header("", "rank correlation", "mean", "mean of the returns")
     for name, row in results.items():
-        correlation = report.with_errors([row["rank_correlation"]], [row["sem"]])
-        report.print_row(name, *correlation, f"{row['mean']:.4g}", f"{returns.mean():.4g}")
+        correlation = outputs.with_errors([row["rank_correlation"]], [row["sem"]])
+        outputs.print_row(name, *correlation, f"{row['mean']:.4g}", f"{returns.mean():.4g}")
     titled = {f"{x}: {results[x]['rank_correlation']:.2f}": v.numpy() for x, v in values.items()}
-    report.write(output, results, draw_ranks(titled, returns.numpy()))
+    outputs.write(output, results, draw_ranks(titled, returns.numpy()))
     return results
 
 
