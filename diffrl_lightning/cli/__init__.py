@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -19,6 +20,7 @@ LIGHTNING = {
 }
 TOOLS = {
     "benchmark": "a grid of methods, datasets and training seeds, trained, tested and resumed",
+    "report": "tables and figures of benchmarks, with errors over training seeds",
     "compare": "one checkpoint, many ways to act: returns and milliseconds of a decision",
     "quality": "how near synthetic data are to real data",
     "relabel": "a dataset with the rewards of a model",
@@ -134,6 +136,9 @@ def _run_tool(command: str, args: list[str]) -> None:
 
     from diffrl_lightning.cli.parsing import run_function
 
+    if command == "report":  # any number of results, before its options
+        count = next((i for i, arg in enumerate(args) if arg.startswith("-")), len(args))
+        args = [f"--results={json.dumps(args[:count])}"] * bool(count) + args[count:]
     if command not in _ALL_THREADS:
         torch.set_num_threads(1)
     run_function(tool, args, prog=f"diffrl {command}")

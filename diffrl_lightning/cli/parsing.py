@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from inspect import signature
 from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser, auto_cli, set_parsing_settings
@@ -81,8 +82,23 @@ class _ToolParser(SentenceErrors, ArgumentParser):
 
 
 def run_function(function: Callable[..., Any], args: Sequence[str], *, prog: str) -> Any:
-    """Call a function with arguments of the command line, which it documents."""
-    return auto_cli(function, args=list(with_paths(args)), prog=prog, parser_class=_ToolParser)
+    """Call a function with arguments of the command line, which it documents.
+
+    Options may be written with dashes within, and switches without ``=true``.
+    """
+    given = list(_plain_options(function, with_paths(args)))
+    return auto_cli(function, args=given, prog=prog, parser_class=_ToolParser)
+
+
+def _plain_options(function: Callable[..., Any], args: Iterable[str]) -> Iterator[str]:
+    switches = {n for n, p in signature(function).parameters.items() if p.annotation == "bool"}
+    for arg in args:
+        option, equals, value = arg.partition("=")
+        if option.startswith("--"):
+            option = f"--{option[2:].replace('-', '_')}"
+            if not equals and option[2:] in switches:
+                equals, value = "=", "true"
+        yield option + equals + value
 
 
 def with_paths(args: Sequence[str]) -> Iterator[str]:

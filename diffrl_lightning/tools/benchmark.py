@@ -70,7 +70,9 @@ def benchmark(
     tqdm.write(f"All {len(jobs)} runs are done; the table: diffrl report {folder}")
 
 
-def _run_all(jobs: Mapping[str, Job], minutes: Mapping[str, float], engine: Engine) -> dict[str, str]:
+def _run_all(
+    jobs: Mapping[str, Job], minutes: Mapping[str, float], engine: Engine
+) -> dict[str, str]:
     """Run what is missing, each after what it needs; returns why runs failed, by name."""
     waiting = still_to_do(jobs)
     done = jobs.keys() - {job.name for job in waiting}

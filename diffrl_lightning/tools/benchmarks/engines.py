@@ -114,7 +114,11 @@ def run(job: Job, running: set[subprocess.Popen[bytes]] | None = None) -> str:
     for _ in range(_TRIES):
         with log.open("ab") as output:
             process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=output, stderr=output, env=os.environ | threads
+                command,
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=output,
+                env=os.environ | threads,
             )
             if running is not None:
                 running.add(process)

@@ -24,8 +24,9 @@ def estimate(jobs: Mapping[str, Job]) -> dict[str, float]:
 
 def begun(job: Job) -> bool:
     """Whether a training has a checkpoint to go on from."""
-    folder = job.spec.get("folder")
-    return bool(folder) and any(Path(folder).glob("version_*/checkpoints/last.ckpt"))
+    return job.kind == "train" and any(
+        Path(job.spec["folder"]).glob("version_*/checkpoints/last.ckpt")
+    )
 
 
 def _seconds(result: Path) -> float | None:

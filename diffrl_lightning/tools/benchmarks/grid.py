@@ -34,7 +34,13 @@ class _FromYAML:
         for key, value in found.items():
             if key not in known:
                 raise InputError(f"{where} has no key {key!r}: choose among {', '.join(known)}.")
-            kinds = {"str": str, "dict": dict, "list": list, "int": int, "float": (int, float)}
+            kinds: dict[str, Any] = {
+                "str": str,
+                "dict": dict,
+                "list": list,
+                "int": int,
+                "float": (int, float),
+            }
             named = [kind for kind in kinds if re.search(rf"\b{kind}\b", str(known[key].type))]
             allowed = tuple(kinds[kind] for kind in named)
             if allowed and not any(isinstance(value, kind) for kind in allowed):
@@ -217,7 +223,9 @@ def _check(benchmark: Benchmark) -> None:
             if not _NAME.fullmatch(name):
                 raise InputError(f"The name {name!r} in {kind} has signs that no file name has.")
             if (other := folders.setdefault(slug(name), name)) != name:
-                raise InputError(f"{other!r} and {name!r} in {kind} are too much alike: rename one.")
+                raise InputError(
+                    f"{other!r} and {name!r} in {kind} are too much alike: rename one."
+                )
     for name, row in benchmark.rows.items():
         _known(row.training, benchmark.trainings, f"the row {name!r}")
         for dataset in row.datasets or ():

@@ -87,7 +87,7 @@ def make_jobs(
 def still_to_do(jobs: Mapping[str, Job]) -> list[Job]:
     """Runs that are missing and that a missing test needs: models of finished tests may be gone."""
     wanted: set[str] = set()
-    for name, job in reversed(jobs.items()):
+    for name, job in reversed(list(jobs.items())):
         if (job.kind == "test" or name in wanted) and not job.done:
             wanted |= {name, *job.needs}
     return [job for name, job in jobs.items() if name in wanted and not job.done]
@@ -223,7 +223,10 @@ class _Planner:
             "uses": str(self.output / "test_uses.jsonl"),
             "definition": self._definition(of, dataset),
         }
-        needs = [f"prepare {dataset}", *(_train_name(n, dataset, seed) for n in self._trainings(of))]
+        needs = [
+            f"prepare {dataset}",
+            *(_train_name(n, dataset, seed) for n in self._trainings(of)),
+        ]
         if of.choices is not None:
             needs.append(f"choose {row} on {dataset}")
         alike = f"test {row} on {dataset}"

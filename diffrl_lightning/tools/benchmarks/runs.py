@@ -42,7 +42,9 @@ def prepare(job: Job) -> None:
 def fit_args(job: Job) -> list[str]:
     """The arguments of ``diffrl fit`` that train a model, or go on from its last checkpoint."""
     spec, folder = job.spec, Path(job.spec["folder"])
-    checkpoints = {n: checkpoint(Path(f), spec["checkpoint"]) for n, f in spec["checkpoints"].items()}
+    checkpoints = {
+        n: checkpoint(Path(f), spec["checkpoint"]) for n, f in spec["checkpoints"].items()
+    }
     options = fill_in(spec["args"], checkpoints)
     args = ["fit", *(f"--config={path}" for path in spec["configs"])]
     args += [f"--{name}={_yaml(value)}" for name, value in options.items()]
@@ -94,9 +96,7 @@ def test(job: Job) -> None:
     began = time.perf_counter(), time.process_time()
     if model is None:
         data = SequenceData(spec["dataset"], **_source(spec["source"]))
-        policy = control_policy(
-            spec["control"], data, min(spec["num_envs"], spec["num_episodes"])
-        )
+        policy = control_policy(spec["control"], data, min(spec["num_envs"], spec["num_episodes"]))
     else:
         data, policy = _trained_on(model, spec["dataset"]), _policy(model, acting)
     result = _evaluate(policy, data, spec)
