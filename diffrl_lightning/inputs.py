@@ -10,6 +10,8 @@ from inspect import signature
 from numbers import Integral, Real
 from typing import Any, Self
 
+DEVELOPMENT_SEED = 1_000_000  # of the first episode that checkpoints and ways to act are chosen by
+
 
 class InputError(ValueError):
     """Input that a user can mend: its message is one sentence that names the fix."""

@@ -3,6 +3,7 @@
 import ast
 import inspect
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,10 @@ from diffrl_lightning import cli
 from diffrl_lightning.cli import lightning
 from diffrl_lightning.cli.lightning import DiffRLCLI
 from diffrl_lightning.modules.checkpoints import roles
-from diffrl_lightning.tools.configs import shipped_configs
+from diffrl_lightning.tools.benchmarks.grid import fill_in, read_grid
+from diffrl_lightning.tools.benchmarks.plan import make_jobs
+from diffrl_lightning.tools.benchmarks.runs import fit_args
+from diffrl_lightning.tools.configs import find_config, shipped_configs
 
 PACKAGE = Path(diffrl_lightning.__file__).parent
 ROOT = PACKAGE.parent
@@ -143,7 +147,8 @@ def test_constructors_take_plain_values(cls):
         assert plain or argument.kind is argument.VAR_KEYWORD or argument.name == "self"
 
 
-CONFIGS = {name for name in shipped_configs() if not name.startswith(("compare/", "overlays/"))}
+NO_ROLES = ("benchmarks/", "compare/", "overlays/")
+CONFIGS = {name for name in shipped_configs() if not name.startswith(NO_ROLES)}
 ACTING = {name: role for name, role in roles(diffrl_lightning.Role).items() if role.acting}
 
 
@@ -181,6 +186,31 @@ def test_shipped_configurations_are_whole(name, monkeypatch):
         assert config.name == f"{env.removesuffix('_paper')}_{folder}" + "_paper" * (
             env.endswith("_paper")
         )
+
+
+@pytest.mark.parametrize(
+    "name", sorted(n for n in shipped_configs() if n.startswith("benchmarks/"))
+)
+def test_benchmarks_are_whole(name, monkeypatch, tmp_path):
+    """Options of their trainings parse, and their rows are ways in which these roles act."""
+    read = read_grid(name)
+    for file in (data.dataset for data in read.datasets.values()):
+        if file.endswith(".hdf5"):
+            (tmp_path / file).touch()
+    for job in make_jobs(read, tmp_path, tmp_path, None).values():
+        if job.kind == "train" and job.spec["args"]["seed_everything"] == read.grid.seeds[0]:
+            ready = replace(job, spec=job.spec | {"checkpoints": {}})
+            config = parse(fit_args(ready), monkeypatch)
+            assert config.trainer.callbacks[-1].class_path.endswith("TrainingRecord")
+            assert config.data.init_args.dataset == job.spec["args"]["data.dataset"]
+    for row in read.rows.values():
+        if row.training is not None:
+            of = read.trainings[row.training]
+            env = read.datasets[read.datasets_of(row)[0]].env
+            path = find_config(fill_in(of.config, {"env": env}))
+            role = ACTING[yaml.safe_load(path.read_text())["model"]["class_path"]]
+            for acting in (row.choices or {"": row.acting}).values():
+                role.acting(**acting)
 
 
 @pytest.mark.parametrize("name", ["overlays/gpu", "overlays/ddp", "overlays/debug"])

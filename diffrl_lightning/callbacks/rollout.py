@@ -21,11 +21,10 @@ from diffrl_lightning.callbacks.versions import versions
 from diffrl_lightning.envs.evaluate import Evaluation, evaluate
 from diffrl_lightning.envs.pointmaze import Maze
 from diffrl_lightning.files import write_whole
-from diffrl_lightning.inputs import RangeChecked
+from diffrl_lightning.inputs import DEVELOPMENT_SEED, RangeChecked
 from diffrl_lightning.metrics import RolloutMetrics
 from diffrl_lightning.types import Acting, EnvSource, InputError, Policy
 
-_VALIDATION_SEEDS = 1_000_000  # added to the seed, so that tests see episodes of their own
 _PACKAGES = ("diffrl_lightning", "torch", "lightning", "gymnasium", "numpy")
 
 
@@ -98,7 +97,7 @@ class Rollout(RangeChecked, pl.Callback):
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Roll out and log under ``val/``."""
         if self.val_episodes and not trainer.sanity_checking:
-            seed = self.seed + _VALIDATION_SEEDS
+            seed = self.seed + DEVELOPMENT_SEED
             result = self._run(trainer, pl_module, seed, self.val_episodes)
             self._log(pl_module, result, "val")
 

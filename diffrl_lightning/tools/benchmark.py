@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import closing
@@ -15,7 +16,8 @@ from diffrl_lightning.inputs import check_ranges
 from diffrl_lightning.tools.benchmarks.engines import Engine, LocalEngine, RayEngine
 from diffrl_lightning.tools.benchmarks.estimates import begun, estimate
 from diffrl_lightning.tools.benchmarks.grid import read_grid
-from diffrl_lightning.tools.benchmarks.jobs import Job, make_jobs, still_to_do
+from diffrl_lightning.tools.benchmarks.jobs import Job, still_to_do
+from diffrl_lightning.tools.benchmarks.plan import make_jobs
 from diffrl_lightning.types import RunError
 
 
@@ -62,7 +64,7 @@ def benchmark(
     with closing(runner):
         failed = _run_all(jobs, minutes, runner)
     if failed:
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in failed.items())
+        reasons = "; ".join(f"{name}: {reason.rstrip('.')}" for name, reason in failed.items())
         raise RunError(
             f"{len(failed)} of {len(jobs)} runs failed ({reasons}); the others are whole. Logs are in "
             f"{str(folder / 'logs')!r}; the same command tries again what is missing."
@@ -79,7 +81,7 @@ def _run_all(
     running: dict[Future[str], Job] = {}
     failed: dict[str, str] = {}
     total = sum(minutes[job.name] for job in waiting)
-    bar = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
+    bar = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
     with tqdm(total=total, bar_format=bar, desc=f"{len(done)} of {len(jobs)} runs") as progress:
         while waiting or running:
             ready = [job for job in waiting if done.issuperset(job.needs)]
@@ -99,7 +101,8 @@ def _run_all(
                     done.add(job.name)
                 progress.update(minutes[job.name])
                 progress.set_description(f"{len(done)} of {len(jobs)} runs")
-            progress.refresh()
+            if sys.stderr.isatty():  # time goes by; a file is told of ends alone
+                progress.refresh()
     lost = {job.name: "what it needs failed" for job in waiting}
     return failed | lost
 

@@ -14,8 +14,9 @@ from diffrl_lightning.callbacks.rollout import roll_out
 from diffrl_lightning.data import SequenceData
 from diffrl_lightning.data.sources.base import SourceOptions
 from diffrl_lightning.figures.charts import draw_trade_offs
-from diffrl_lightning.inputs import check_ranges
+from diffrl_lightning.inputs import DEVELOPMENT_SEED, check_ranges
 from diffrl_lightning.tools import outputs
+from diffrl_lightning.tools.benchmarks.statistics import mean_and_error
 from diffrl_lightning.tools.configs import check_yaml, find_config
 from diffrl_lightning.tools.sources import load_role
 from diffrl_lightning.types import EnvSource, Episode, InputError, Policy
@@ -32,16 +33,18 @@ def compare(
     train_seeds: list[int] | None = None,
     only: list[str] | None = None,
     num_episodes: int = 10,
-    seed: int = 0,
+    seed: int | None = None,
     num_envs: int = 10,
     timing_envs: list[int] | None = None,
     output: str = "compare",
     **source: Any,
 ) -> None:
-    """Evaluate checkpoints under several ways to act.
+    """Evaluate checkpoints under several ways to act, and choose one.
 
     Writes ``<output>.json`` after every row, ``<output>.png`` with returns against milliseconds, and
-    prints a table in Markdown.
+    prints a table in Markdown; its errors are over training seeds, those of a single one over
+    episodes. On development episodes it says which row has the highest return, by which to act in
+    tests; given a ``seed`` it chooses nothing, since test episodes only judge.
 
     Args:
         rows: a YAML file, or a shipped one (``compare/idql``), of names, each with the fields of the
@@ -52,7 +55,8 @@ def compare(
         train_seeds: training seeds; default one checkpoint without a seed.
         only: names of the rows to evaluate; default all.
         num_episodes: episodes for each row and training seed.
-        seed: of the first episode, as in ``rollout.seed``.
+        seed: of the first episode, as in ``rollout.seed``; default development episodes, those of
+            validations, from 1,000,000 on.
         num_envs: environments that run at once.
         timing_envs: numbers of environments at which a decision is timed; default none.
         output: path of the files, without ending.
@@ -63,7 +67,9 @@ def compare(
     data = SequenceData(dataset, **vars(SourceOptions(**source)))
     seeds: Sequence[int | None] = train_seeds or [None]
     models = {s: load_role(ckpt_path.format(seed=s), "a role") for s in seeds}
+    first_seed = DEVELOPMENT_SEED if seed is None else seed
     results: dict[str, dict[str, Any]] = {}
+    record: dict[str, Any] = {"first_seed": first_seed, "chosen": None, "rows": results}
     for name, row in variants.items():
         result: dict[str, Any] = {"acting": row, "seed_means": []}
         episodes: list[Episode] = []
@@ -73,7 +79,7 @@ def compare(
                 chosen["value_ckpt"] = value_ckpt.format(seed=s)
             defaults = model.acting and model.acting()  # rather than as it was tested
             make = partial(model.make_policy, defaults, **chosen)
-            tests = range(seed, seed + num_episodes)
+            tests = range(first_seed, first_seed + num_episodes)
             with torch.no_grad():
                 of_seed = roll_out(make(), data, tests, num_envs=num_envs)[0].episodes
                 for n in timing_envs or [] if s == seeds[0] else []:
@@ -81,12 +87,18 @@ def compare(
             result["seed_means"].append(float(np.mean([e.episode_return for e in of_seed])))
             episodes += of_seed
         results[name] = result | _statistics(episodes, data.ref_scores)
+        if len(seeds) > 1:
+            results[name]["return_sem"] = mean_and_error(result["seed_means"])[1]
         if len(results) == 1:
             outputs.print_header("", *_cells(results[name]))
         outputs.print_row(name, *_cells(results[name]).values())
-        outputs.write(output, results)
+        if seed is None:
+            record["chosen"] = max(results, key=lambda n: results[n]["return_mean"])
+        outputs.write(output, record)
     if timing_envs:
-        outputs.write(output, results, draw_trade_offs(results, timing_envs))
+        outputs.write(output, record, draw_trade_offs(results, timing_envs))
+    if seed is None:
+        print(f"Chosen on development episodes: {record['chosen']}")
 
 
 def _statistics(

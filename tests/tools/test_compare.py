@@ -45,7 +45,7 @@ def run(folder, pendulum_file, **kwargs):
         output=str(folder / "out" / "table"),
         **kwargs,
     )
-    return json.loads((folder / "out" / "table.json").read_text())
+    return json.loads((folder / "out" / "table.json").read_text())["rows"]
 
 
 def test_table_record_and_figure(folder, pendulum_file, capsys):
@@ -56,8 +56,8 @@ def test_table_record_and_figure(folder, pendulum_file, capsys):
         assert len(result["returns"]) == 4, "two episodes of each of two training seeds"
         assert result["return_mean"] == pytest.approx(sum(result["returns"]) / 4)
         assert result["return_mean"] == pytest.approx(sum(result["seed_means"]) / 2)
-        spread = torch.tensor(result["returns"], dtype=torch.float64).std().item()
-        assert result["return_sem"] == pytest.approx(spread / 2)
+        a, b = result["seed_means"]
+        assert result["return_sem"] == pytest.approx(abs(a - b) / 2), "over training seeds"
         assert result["ms_1"] > 0
         assert result["ms_3"] > 0
         assert f"| {name} | {result['return_mean']:.0f} +- " in said
@@ -97,7 +97,18 @@ def test_a_model_that_is_told_no_goal(tmp_path):
         goal_key="none",
         output=str(tmp_path / "table"),
     )
-    assert len(json.loads((tmp_path / "table.json").read_text())["plain"]["returns"]) == 1
+    assert len(json.loads((tmp_path / "table.json").read_text())["rows"]["plain"]["returns"]) == 1
+
+
+def test_development_episodes_choose_and_others_do_not(folder, pendulum_file, capsys):
+    results = run(folder, pendulum_file)
+    record = json.loads((folder / "out" / "table.json").read_text())
+    assert record["first_seed"] == 1_000_000
+    assert record["chosen"] == max(results, key=lambda name: results[name]["return_mean"])
+    assert f"Chosen on development episodes: {record['chosen']}" in capsys.readouterr().out
+    run(folder, pendulum_file, seed=100)
+    record = json.loads((folder / "out" / "table.json").read_text())
+    assert (record["first_seed"], record["chosen"]) == (100, None)
 
 
 def test_only_some_rows(folder, pendulum_file):

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -124,7 +122,7 @@ def run(job: Job, running: set[subprocess.Popen[bytes]] | None = None) -> str:
                 running.add(process)
             try:
                 assert process.stdin is not None
-                process.stdin.write(json.dumps(asdict(job)).encode() + b"\n")
+                process.stdin.write(job.to_json().encode() + b"\n")
                 process.stdin.flush()
                 code = process.wait()
             finally:

@@ -8,11 +8,10 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from diffrl_lightning.inputs import InputError, check_ranges, one_of
+from diffrl_lightning.inputs import DEVELOPMENT_SEED, InputError, check_ranges, one_of, within
 from diffrl_lightning.tools.configs import check_yaml, find_config
 
 TEST_SEED = 10_000  # of the first test episode
-DEVELOPMENT_SEED = 1_000_000  # of the first development episode, that of validations too
 _REFERENCE = re.compile(r"\{(\w+)\}")  # of another training's checkpoint
 _NAME = re.compile(r"\w[\w .,:=+()-]*")
 _Part = TypeVar("_Part", bound="_FromYAML")
@@ -176,6 +175,7 @@ def read_grid(path: str) -> Benchmark:
     file = find_config(path)
     grid = Grid.read(check_yaml(file, repr(path)), repr(path))
     check_ranges(vars(grid) | {"train_seeds": grid.seeds})
+    within(1, DEVELOPMENT_SEED - TEST_SEED, num_episodes=grid.num_episodes)
     one_of(("last", "best"), checkpoint=grid.checkpoint)
     benchmark = Benchmark(
         file.stem,
