@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -55,14 +55,14 @@ def report(
         seeds: show each training seed's mean too.
         figure: PNG to draw returns, interquartile means and learning curves to.
         summary_path: JSON to write all results to, in short, for ``diffrl report`` to read.
-        update: pages whose tables to make anew.
-        check: pages whose tables to compare.
+        update: pages whose tables to make anew, or folders of such pages.
+        check: pages whose tables to compare, or folders of such pages.
     """
     check_ranges(locals())
-    for page in _listed(update):
-        pages.update(Path(page), render)
-    for page in _listed(check):
-        pages.check(Path(page), render)
+    for page in _pages(update):
+        pages.update(page, render)
+    for page in _pages(check):
+        pages.check(page, render)
         print(f"{page}: its tables are what the results say.")
     if not results:
         if not update and not check:
@@ -79,8 +79,13 @@ def report(
         _draw(_only(read_results(results), only), figure)
 
 
-def _listed(pages: str | list[str] | None) -> list[str]:
-    return [pages] if isinstance(pages, str) else pages or []
+def _pages(named: str | list[str] | None) -> Iterator[Path]:
+    """Files, and of folders those with tables of results."""
+    for path in map(Path, [named] if isinstance(named, str) else named or []):
+        if path.is_dir():
+            yield from (page for page in sorted(path.rglob("*.md")) if pages.has_tables(page))
+        else:
+            yield path
 
 
 def render(

@@ -27,8 +27,8 @@ def grid(folder, **changes):
     """A grid of tiny roles, as a file."""
     small = {"trainer.max_steps": 60, "trainer.val_check_interval": 10}
 
-    def training(role, val_episodes=1):
-        args = small | {"rollout.val_episodes": val_episodes}
+    def training(role, **more):
+        args = small | {"rollout.val_episodes": 1} | more
         return {"config": [TINY, str(CONFIGS / f"{role}.yaml")], "args": args}
 
     found = {
@@ -40,8 +40,8 @@ def grid(folder, **changes):
         },
         "trainings": {
             "cloning": training("behaviour_cloning"),
-            "value": training("trajectory_value", 0),
-            "planner": training("diffuser"),
+            "value": training("trajectory_value", **{"rollout.val_episodes": 0}),
+            "planner": training("diffuser", **{"model.normalizer": "gaussian"}),
         },
         "rows": {
             "Cloning": {"training": "cloning"},

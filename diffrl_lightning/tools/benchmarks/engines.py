@@ -140,4 +140,4 @@ def _reason(log: Path, code: int) -> str:
     if code < 0:
         return f"killed by signal {-code}"
     lines = log.read_text("utf-8", errors="replace")[-_LAST_LINES:].strip().splitlines()
-    return (lines[-1] if lines else "").removeprefix("diffrl: error: ") or f"exit code {code}"
+    return (lines[-1] if lines else "").rpartition(": error: ")[2] or f"exit code {code}"

@@ -91,8 +91,8 @@ class Row(_FromYAML):
         training: which model; without one, ``control`` acts.
         acting: fields of the role's way to act, over those of its configuration; values may refer to
             checkpoints as those of trainings do. ``chosen``: the best of ``choices``.
-        choices: names, each with fields as above, or a file of such rows (``compare/idql``).
-            Development episodes choose among them.
+        choices: names, each with the fields that it sets, over the class's own defaults, or a file of
+            such rows (``compare/idql``). Development episodes choose among them.
         control: ``random`` actions, or the waypoint ``planner`` of PointMaze, in place of a model.
         datasets: names of the datasets that it is for; default all.
     """

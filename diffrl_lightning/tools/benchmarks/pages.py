@@ -23,6 +23,11 @@ Render = Callable[..., str]
 """``render(paths, **options)``: the table of results."""
 
 
+def has_tables(page: Path) -> bool:
+    """Whether a page has tables of results."""
+    return _BLOCK.search(page.read_text("utf-8")) is not None
+
+
 def update(page: Path, render: Render) -> None:
     """Make every table of a page anew."""
     write_whole(page, _remade(page, render))

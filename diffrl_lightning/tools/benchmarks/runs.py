@@ -77,7 +77,7 @@ def choose(job: Job) -> None:
         results[name] = {"acting": acting, "seed_means": []}
         for model in spec["models"]:
             data = _trained_on(model, spec["dataset"])
-            result = _evaluate(_policy(model, acting), data, spec)
+            result = _evaluate(_policy(model, acting, anew=True), data, spec)
             results[name]["seed_means"].append(float(np.mean(result["returns"])))
     chosen = max(results, key=lambda name: float(np.mean(results[name]["seed_means"])))
     record = {"row": spec["row"], "chosen": chosen, "choices": results}
@@ -98,7 +98,10 @@ def test(job: Job) -> None:
         data = SequenceData(spec["dataset"], **_source(spec["source"]))
         policy = control_policy(spec["control"], data, min(spec["num_envs"], spec["num_episodes"]))
     else:
-        data, policy = _trained_on(model, spec["dataset"]), _policy(model, acting)
+        data, policy = (
+            _trained_on(model, spec["dataset"]),
+            _policy(model, acting, anew=bool(chosen)),
+        )
     result = _evaluate(policy, data, spec)
     seconds = {"wall": time.perf_counter() - began[0], "cpu": time.process_time() - began[1]}
     with _recorded_use(spec) as use:
@@ -160,12 +163,17 @@ def _evaluate(policy: Any, data: SequenceData, spec: Mapping[str, Any]) -> dict[
     return result | {k: found[k] for k in ("wall_free_rate", "decision_ms") if k in found}
 
 
-def _policy(model: Mapping[str, Any], acting: Mapping[str, Any]) -> Any:
-    """A fresh policy of a model, which acts as its configuration says but for these fields."""
+def _policy(model: Mapping[str, Any], acting: Mapping[str, Any], *, anew: bool) -> Any:
+    """A fresh policy of a model, with these fields of its way to act.
+
+    The others are as its configuration has them, or ``anew`` as the class has them, which choices
+    mean: they stand beside each other.
+    """
     folders, which = model["checkpoints"], model["checkpoint"]
     known = {n: checkpoint(Path(f), which) for n, f in folders.items()}
     role = load_role(checkpoint(Path(model["folder"]), which), "a role")
-    return role.make_policy(**fill_in(dict(acting), known))
+    base = role.acting() if anew and role.acting else None
+    return role.make_policy(base, **fill_in(dict(acting), known))
 
 
 def _config(model: Mapping[str, Any]) -> dict[str, Any]:
