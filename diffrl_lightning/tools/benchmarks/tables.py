@@ -30,14 +30,19 @@ def returns_table(results: Sequence[Result], *, seeds: bool = False) -> str:
     rows = [
         [name, *(_cell(of.get(d), best[d], seeds) for d in datasets)] for name, of in table.items()
     ]
-    return _markdown(["", *datasets], rows) + "\n\n" + _legend(results, table.values())
+    return _markdown(["", *datasets], rows) + "\n\n" + _legend(results, table.values(), seeds)
 
 
 def statistics_table(results: Sequence[Result]) -> str:
     """Interquartile means of normalised scores with 95 % intervals, and chances to beat the best row.
 
-    Rows that were not run on all datasets are left out.
+    Rows that were not run on all datasets are left out. Returns of several datasets have no common
+    scale without reference scores.
     """
+    if len({r.dataset for r in results}) > 1 and not all(r.ref_scores for r in results):
+        return (
+            "No interquartile mean: without reference scores these datasets have no common scale."
+        )
     table = cells(results)
     datasets = list(dict.fromkeys(r.dataset for r in results))
     scores: dict[str, Scores] = {
@@ -57,6 +62,8 @@ def statistics_table(results: Sequence[Result]) -> str:
 
 def costs_table(results: Sequence[Result]) -> str:
     """Minutes of processor time that a training seed took, a row a method and a column a dataset."""
+    if all(r.train_seconds is None for r in results):
+        return "No minutes of training are known."
     table = cells(results)
     datasets = list(dict.fromkeys(r.dataset for r in results))
     rows = [[name, *(_minutes(of.get(d)) for d in datasets)] for name, of in table.items()]
@@ -70,14 +77,15 @@ def _cell(cell: Cell | None, best: Cell, seeds: bool) -> str:
     text = f"{mean:.0f}" if math.isnan(error) else f"{mean:.0f} +- {error:.0f}"
     if cell is best or differ(cell.seed_means, best.seed_means) is False:
         text = f"**{text}**"
-    if not math.isnan(cell.episode_error):
-        text += f" ({cell.episode_error:.0f})"
+    within = [] if math.isnan(cell.episode_error) else [f"{cell.episode_error:.0f}"]
     if seeds and len(cell.results) > 1:
-        text += f" {' / '.join(f'{m:.0f}' for m in cell.seed_means)}"
+        within.append(" / ".join(f"{m:.0f}" for m in cell.seed_means))
+    if within:
+        text += f" ({'; '.join(within)})"
     return text if cell.success is None else f"{text}, success {cell.success:.2f}"
 
 
-def _legend(results: Sequence[Result], rows: Collection[dict[str, Cell]]) -> str:
+def _legend(results: Sequence[Result], rows: Collection[dict[str, Cell]], seeds: bool) -> str:
     """What the table's signs mean, and over what its errors are."""
     counts = sorted({len(cell.results) for of in rows for cell in of.values()})
     several = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else str(counts[-1])
@@ -86,6 +94,8 @@ def _legend(results: Sequence[Result], rows: Collection[dict[str, Cell]]) -> str
         said[0] += ", +- its standard error over them"
     if episodes := sorted({len(r.returns) for r in results if r.returns}):
         said.append(f"in brackets that over all episodes, {episodes[-1]} of each seed")
+    if seeds and counts[-1] > 1:
+        said.append("separated by strokes the mean of each seed")
     if counts[-1] > 1:
         said.append("bold: the best, and what does not differ from it (Welch's t-test, 5 %)")
     again = {r.row for r in results if r.test_use > 1}
