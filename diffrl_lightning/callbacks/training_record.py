@@ -18,7 +18,7 @@ _PACKAGES = ("diffrl_lightning", "torch", "lightning", "gymnasium", "mujoco", "n
 
 
 class TrainingRecord(RangeChecked, pl.Callback):
-    """Writes the seconds, the validations and the checkpoints of a training that has ended.
+    """Writes the seconds and the validations of a training that has ended.
 
     Its counts are part of every checkpoint, so that a run that was stopped and resumed records what one
     run in one piece would have: seconds that led to no checkpoint are not counted. Validations are
@@ -59,15 +59,12 @@ class TrainingRecord(RangeChecked, pl.Callback):
         if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         path = Path(self.path) if self.path else folder / "training.json"
-        checkpoints: Any = trainer.checkpoint_callback
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         record = {
             "role": type(pl_module).__name__,
             "updates": trainer.global_step,
             **self._seconds,
             "curve": self._curve,
-            "last": getattr(checkpoints, "last_model_path", None),
-            "best": getattr(checkpoints, "best_model_path", None),
             "seed": pl_module.noise_seed,
             "dataset": data.datasets if hasattr(data, "datasets") else None,
             "device": device_name(pl_module.device),

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from diffrl_lightning.inputs import check_ranges
 from diffrl_lightning.tools.benchmarks.engines import Engine, LocalEngine, RayEngine
-from diffrl_lightning.tools.benchmarks.estimates import begun, estimate
+from diffrl_lightning.tools.benchmarks.estimates import estimate
 from diffrl_lightning.tools.benchmarks.grid import read_grid
 from diffrl_lightning.tools.benchmarks.jobs import Job, still_to_do
 from diffrl_lightning.tools.benchmarks.plan import make_jobs
@@ -117,7 +117,7 @@ def _result(future: Future[str]) -> str:
 def _print_plan(jobs: Mapping[str, Job], minutes: Mapping[str, float], workers: int) -> None:
     missing = still_to_do(jobs)
     for job in jobs.values():
-        state = "done" if job not in missing else "to resume" if begun(job) else "to run"
+        state = "done" if job not in missing else "to resume" if job.begun else "to run"
         print(f"{state:9s} {minutes[job.name]:6.1f} min  {job.name}")
     hours = sum(minutes[job.name] for job in missing) / 60
     print(

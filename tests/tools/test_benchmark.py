@@ -20,7 +20,7 @@ from diffrl_lightning.tools.benchmarks.jobs import still_to_do
 from diffrl_lightning.tools.benchmarks.plan import make_jobs
 from diffrl_lightning.types import InputError
 
-SECONDS = ("wall_seconds", "cpu_seconds", "test_seconds", "decision_ms", "date")
+SECONDS = ("wall_seconds", "cpu_seconds", "test_seconds", "decision_ms", "date", "revision")
 
 
 def grid(folder, **changes):
@@ -59,6 +59,7 @@ def grid(folder, **changes):
         "num_episodes": 3,
         "development_episodes": 2,
         "choose_on": 1,
+        "checkpoint": "best",
     } | changes
     path = folder / "tiny.yaml"
     path.write_text(yaml.safe_dump(found))

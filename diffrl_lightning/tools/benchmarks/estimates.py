@@ -22,13 +22,6 @@ def estimate(jobs: Mapping[str, Job]) -> dict[str, float]:
     }
 
 
-def begun(job: Job) -> bool:
-    """Whether a training has a checkpoint to go on from."""
-    return job.kind == "train" and any(
-        Path(job.spec["folder"]).glob("version_*/checkpoints/last.ckpt")
-    )
-
-
 def _seconds(result: Path) -> float | None:
     """What a run took, by its own result."""
     record = json.loads(result.read_text("utf-8"))

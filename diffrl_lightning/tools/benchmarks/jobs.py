@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+LAST = Path("checkpoints", "last.ckpt")  # within a training's folder
 Kind = Literal["prepare", "train", "choose", "test"]
 
 
@@ -43,6 +44,11 @@ class Job:
     def done(self) -> bool:
         """Whether its result is there."""
         return Path(self.result).is_file()
+
+    @property
+    def begun(self) -> bool:
+        """Whether it is a training with a checkpoint to go on from."""
+        return self.kind == "train" and (Path(self.spec["folder"]) / LAST).is_file()
 
     def to_json(self) -> str:
         """Itself, in one line."""

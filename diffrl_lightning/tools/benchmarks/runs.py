@@ -22,7 +22,7 @@ from diffrl_lightning.data.sources.base import SourceOptions
 from diffrl_lightning.files import write_whole
 from diffrl_lightning.tools.benchmarks.digests import dataset_digest
 from diffrl_lightning.tools.benchmarks.grid import fill_in
-from diffrl_lightning.tools.benchmarks.jobs import Job
+from diffrl_lightning.tools.benchmarks.jobs import LAST, Job
 from diffrl_lightning.tools.configs import check_yaml
 from diffrl_lightning.tools.controls import control_policy
 from diffrl_lightning.tools.sources import load_role
@@ -45,7 +45,7 @@ def fit_args(job: Job) -> list[str]:
     checkpoints = {
         n: checkpoint(Path(f), spec["checkpoint"]) for n, f in spec["checkpoints"].items()
     }
-    options = fill_in(spec["args"], checkpoints)
+    options, last = fill_in(spec["args"], checkpoints), folder / LAST
     args = ["fit", *(f"--config={path}" for path in spec["configs"])]
     args += [f"--{name}={_yaml(value)}" for name, value in options.items()]
     args += [
@@ -54,19 +54,19 @@ def fit_args(job: Job) -> list[str]:
         f"--trainer.logger.init_args.save_dir={folder.parent}",
         "--trainer.enable_progress_bar=false",
         "--trainer.enable_model_summary=false",
+        f"--checkpoint.dirpath={last.parent}",  # of all versions, so that the best one is kept too
         "--trainer.callbacks+=TrainingRecord",
         f"--trainer.callbacks.path={job.result}",
     ]
-    begun = sorted(folder.glob("version_*/checkpoints/last.ckpt"), key=_version)
-    return [*args, f"--ckpt_path={begun[-1]}"] if begun else args
+    return [*args, f"--ckpt_path={last}"] if last.is_file() else args
 
 
 def checkpoint(folder: Path, which: str) -> str:
     """The last or the best checkpoint of a training that has ended."""
-    record = json.loads((folder / "training.json").read_text("utf-8"))
-    if not record[which]:
+    path = folder / LAST.with_name(f"{which}.ckpt")
+    if not path.is_file():
         raise InputError(f"{str(folder)!r} has no {which} checkpoint: set checkpoint: last.")
-    return str(folder / record[which])
+    return str(path)
 
 
 def choose(job: Job) -> None:
@@ -178,8 +178,8 @@ def _policy(model: Mapping[str, Any], acting: Mapping[str, Any], *, anew: bool) 
 
 def _config(model: Mapping[str, Any]) -> dict[str, Any]:
     """The whole configuration that a model was trained with."""
-    path = Path(checkpoint(Path(model["folder"]), model["checkpoint"])).parents[1] / "config.yaml"
-    return check_yaml(path, repr(str(path)))
+    versions = sorted(Path(model["folder"]).glob("version_*/config.yaml"), key=os.path.getmtime)
+    return check_yaml(versions[-1], repr(str(versions[-1])))
 
 
 def _trained_on(model: Mapping[str, Any], dataset: str) -> SequenceData:
@@ -210,10 +210,6 @@ def _training(model: Mapping[str, Any] | None) -> dict[str, Any]:
 
 def _yaml(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
-
-
-def _version(path: Path) -> int:
-    return int(path.parents[1].name.removeprefix("version_"))
 
 
 def _write(job: Job, record: Mapping[str, Any]) -> None:
