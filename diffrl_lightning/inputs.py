@@ -170,7 +170,9 @@ RANGES: dict[str, Range] = {
     # callbacks and tools
     **_each("seed noise_seed", _whole(0, _SEED)),
     "train_seeds": _whole(0, _SEED, many=True),
-    "num_episodes": _whole(1, 10_000_000),
+    **_each("num_episodes development_episodes", _whole(1, 10_000_000)),
+    **_each("workers threads choose_on", _whole(1, 10_000)),
+    "num_gpus": Range(0, 1_000),
     **_each("val_episodes keep_episodes", _whole(0, 10_000_000)),
     **_each("num_samples shard_size chunk_size num_updates every_n_steps", _SOME),
     "steps_per_update": _POSITIVE,

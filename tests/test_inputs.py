@@ -20,6 +20,7 @@ from diffrl_lightning.data.online import ReplayData
 from diffrl_lightning.envs.make import EnvConfig
 from diffrl_lightning.inputs import RANGES, check_ranges
 from diffrl_lightning.modules.optimization import clip_gradients
+from diffrl_lightning.tools.benchmarks.grid import Grid
 from diffrl_lightning.types import Acting, InputError
 
 
@@ -105,7 +106,7 @@ def test_every_number_of_a_tool_is_in_the_table(command):
 
 def test_every_range_is_of_an_argument():
     named = {"max_episode_steps"}  # of an environment
-    for thing in (*CHECKED, *COMMANDS, pl.Trainer, Checkpoint):
+    for thing in (*CHECKED, *COMMANDS, pl.Trainer, Checkpoint, Grid):
         named |= arguments(thing).keys()
     assert not RANGES.keys() - named
 

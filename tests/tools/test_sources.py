@@ -52,7 +52,7 @@ def test_compare(tmp_path, unnamed):
     with pytest.raises(InputError, match="does not name its environment: give env_id"):
         compare(str(rows), path, unnamed, output=output)
     compare(str(rows), path, unnamed, num_episodes=2, output=output, **ENV)
-    returns = json.loads((tmp_path / "table.json").read_text())["plain"]["returns"]
+    returns = json.loads((tmp_path / "table.json").read_text())["rows"]["plain"]["returns"]
     assert all(0 < episode_return <= 5 for episode_return in returns)
 
 
