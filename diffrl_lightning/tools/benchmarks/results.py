@@ -177,21 +177,22 @@ def cells(results: Iterable[Result]) -> dict[str, dict[str, Cell]]:
     return table
 
 
-def read_values(paths: Sequence[str | Path]) -> tuple[list[str], dict[str, dict[str, Any]]]:
-    """Columns and rows of a table of any quantities, as a JSON of ``columns``, ``rows`` has them.
+def read_values(paths: Sequence[str | Path]) -> tuple[str, list[str], dict[str, dict[str, Any]]]:
+    """A table of any quantities: its title, columns and rows, as JSON files of these keys have them.
 
     A value is a text, a number, or a list of them, one a training seed.
 
     Raises:
         InputError: if a file holds something else.
     """
-    columns: dict[str, None] = {}
+    title, columns = "", dict[str, None]()
     rows: dict[str, dict[str, Any]] = {}
     for path in map(Path, paths):
         found = _json(path)
         ours, theirs = found.get("columns"), found.get("rows")
         if not isinstance(ours, list) or not isinstance(theirs, dict):
             raise InputError(f"{str(path)!r} holds no columns and rows: leave table: values out.")
+        title = str(found.get("title") or title)
         columns |= dict.fromkeys(map(str, ours))
         for name, row in theirs.items():
             if not isinstance(row, dict) or not row.keys() <= set(ours):
@@ -199,4 +200,4 @@ def read_values(paths: Sequence[str | Path]) -> tuple[list[str], dict[str, dict[
                     f"{str(path)!r}: the row {name!r} must hold values of the columns."
                 )
             rows.setdefault(name, {}).update(row)
-    return list(columns), rows
+    return title, list(columns), rows

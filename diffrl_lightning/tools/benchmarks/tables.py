@@ -120,22 +120,26 @@ def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def values_table(
-    columns: Sequence[str], rows: Mapping[str, Mapping[str, Any]], only: Sequence[str] | None = None
+    title: str,
+    columns: Sequence[str],
+    rows: Mapping[str, Mapping[str, Any]],
+    only: Sequence[str] | None = None,
 ) -> str:
     """Any quantities: of a list, one a training seed, the mean and its standard error over them."""
     shown = [column for column in columns if not only or column in only]
     lines = [[name, *(_value(row.get(c)) for c in shown)] for name, row in rows.items()]
-    return _markdown(["", *shown], lines)
+    return _markdown([title, *shown], lines)
 
 
 def _value(value: Any) -> str:
-    """A cell: as it is, or with its error; three significant digits of the mean."""
+    """A cell: as it is, or with its error; three digits of the greatest, or whole numbers."""
     if value is None or isinstance(value, str):
         return value or ""
     if not isinstance(value, list):
         return f"{value:g}"
     mean, error = mean_and_error(value)
-    size = max(abs(mean), 1e-9)
-    digits = max(0, 2 - math.floor(math.log10(size)))
+    size = max(*map(abs, value), 1e-9)
+    whole = all(float(v).is_integer() for v in value)
+    digits = 0 if whole else max(0, 2 - math.floor(math.log10(size)))
     each = " / ".join(f"{v:.{digits}f}" for v in value)
     return f"{mean:.{digits}f} +- {error:.{digits}f} ({each})" if len(value) > 1 else each
