@@ -27,26 +27,28 @@ def draw_benchmark(means: Means, intervals: Intervals, curves: Curves) -> Figure
     datasets = list(dict.fromkeys(d for of in means.values() for d in of))
     colors = {row: f"C{i % 10}" for i, row in enumerate(means)}
     curved = [d for d in datasets if any(_is_curve(of.get(d, ())) for of in curves.values())]
-    lines = 1 + 2 * bool(curved)
-    columns = max(len(datasets) + bool(intervals), len(curved))
-    height = 1.2 + 0.32 * len(means)
-    figure = Figure(figsize=(3.6 * columns, height + 3.0 * (lines - 1)), layout="constrained")
-    grid = figure.add_gridspec(lines, columns, height_ratios=[height, *[3.0] * (lines - 1)])
+    columns, height = len(datasets) + bool(intervals), 1.2 + 0.32 * len(means)
+    width = max(3.6 * columns, 7.2 if curved else 0)
+    figure = Figure(figsize=(width, height + 3.2 * len(curved)), layout="constrained")
+    heights = [height, *[3.2] * len(curved)]
+    parts: Any = figure.subfigures(len(heights), 1, squeeze=False, height_ratios=heights)
+    above, *below = parts[:, 0]
+    axes = above.subplots(1, columns, squeeze=False)[0]
     for i, dataset in enumerate(datasets):
-        _draw_means(figure.add_subplot(grid[0, i]), means, dataset, colors, i == 0)
+        _draw_means(axes[i], means, dataset, colors, i == 0)
     if intervals:
-        _draw_intervals(figure.add_subplot(grid[0, len(datasets)]), intervals, list(means), colors)
-    for i, dataset in enumerate(curved):
-        for line, (key, label) in enumerate(
-            (("step", "updates"), ("cpu_seconds", "CPU seconds")), 1
+        _draw_intervals(axes[-1], intervals, list(means), colors)
+    for dataset, part in zip(curved, below, strict=True):
+        pair = part.subplots(1, 2, sharey=True)
+        for axis, key, label in zip(
+            pair, ("step", "cpu_seconds"), ("updates", "CPU seconds"), strict=True
         ):
-            axis = figure.add_subplot(grid[line, i])
             for row, of in curves.items():
                 _draw_curve(axis, of.get(dataset, ()), key, row, colors[row])
-            axis.set(xlabel=label, ylabel="return, development episodes", title=dataset)
+            axis.set(xlabel=label, title=dataset)
             axis.grid(alpha=0.3)
-            if axis.get_legend_handles_labels()[0]:
-                axis.legend(frameon=False, fontsize="small")
+        pair[0].set_ylabel("return, development episodes")
+        pair[0].legend(frameon=False, fontsize="small")
     return figure
 
 
