@@ -18,6 +18,7 @@ from diffrl_lightning.tools.benchmarks.estimates import estimate
 from diffrl_lightning.tools.benchmarks.grid import TEST_SEED, read_grid
 from diffrl_lightning.tools.benchmarks.jobs import still_to_do
 from diffrl_lightning.tools.benchmarks.plan import make_jobs
+from diffrl_lightning.tools.benchmarks.runs import without_folders
 from diffrl_lightning.types import InputError
 
 SECONDS = ("wall_seconds", "cpu_seconds", "test_seconds", "decision_ms", "date", "revision")
@@ -226,6 +227,12 @@ def test_names_that_are_not_there(tmp_path, pendulum_file):
         make_jobs(read, tmp_path, tmp_path, None)
 
 
+def test_configurations_name_no_folder():
+    found = {"data": {"dataset": "/a/b.hdf5", "paths": ["/a/c", "d/e"], "env_id": "Hopper-v5"}}
+    kept = {"data": {"dataset": "b.hdf5", "paths": ["c", "d/e"], "env_id": "Hopper-v5"}}
+    assert without_folders(found) == kept
+
+
 def test_a_dry_run_runs_nothing(tmp_path, pendulum_file, capsys):
     benchmark(
         grid(tmp_path),
@@ -283,6 +290,7 @@ def test_one_json_a_run(undisturbed):
         cpu = [point["cpu_seconds"] for point in record["curve"]]
         assert cpu == sorted(cpu)
         assert record["configuration"]["trainer"]["max_steps"] == 60
+        assert str(undisturbed) not in path.read_text(), "no folders of this machine"
         assert all(t["updates"] == 60 for t in record["trainings"].values())
     uses = (undisturbed / "tiny" / "test_uses.jsonl").read_text().splitlines()
     assert len(uses) == 5

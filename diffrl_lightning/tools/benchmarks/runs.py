@@ -204,8 +204,18 @@ def _training(model: Mapping[str, Any] | None) -> dict[str, Any]:
     return {
         "trainings": {n: {k: r[k] for k in kept} for n, r in records.items()},
         "curve": own["curve"],
-        "configuration": _config(model),
+        "configuration": without_folders(_config(model)),
     }
+
+
+def without_folders(value: Any) -> Any:
+    """A configuration with names of files in place of where they lie on this machine."""
+    if isinstance(value, dict):
+        return {key: without_folders(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [without_folders(inner) for inner in value]
+    is_path = isinstance(value, str) and Path(value).is_absolute()
+    return Path(value).name if is_path else value
 
 
 def _yaml(value: Any) -> str:

@@ -75,7 +75,9 @@ def _cell(cell: Cell | None, best: Cell, seeds: bool) -> str:
         return ""
     mean, error = mean_and_error(cell.seed_means)
     text = f"{mean:.0f}" if math.isnan(error) else f"{mean:.0f} +- {error:.0f}"
-    if cell is best or differ(cell.seed_means, best.seed_means) is False:
+    if (cell is best and len(cell.results) > 1) or differ(
+        cell.seed_means, best.seed_means
+    ) is False:
         text = f"**{text}**"
     within = [] if math.isnan(cell.episode_error) else [f"{cell.episode_error:.0f}"]
     if seeds and len(cell.results) > 1:
