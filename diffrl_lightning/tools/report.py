@@ -103,6 +103,8 @@ def render(
         only: rows and datasets to show; default all.
         seeds: show each training seed's mean too.
     """
+    if only is not None and not isinstance(only, list):
+        raise InputError(f"only={only!r} must be a list of names.")
     if table == "values":
         return values_table(*read_values(paths), only)
     results = _only(read_results(paths), only)

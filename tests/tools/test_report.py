@@ -217,6 +217,7 @@ def test_a_changed_result_changes_the_page(folder, capsys):
     [
         ("../results --colour=3", "unknown option"),
         ("../results --only='[", "can not be read"),
+        ("../results --only=3", "only=3 must be a list of names"),
         ("../results --table=best", "table='best' is unknown"),
         ("../nothing", "can not be read"),
     ],
@@ -224,6 +225,34 @@ def test_a_changed_result_changes_the_page(folder, capsys):
 def test_wrong_markers_are_a_sentence(marker, sentence, folder):
     with pytest.raises(InputError, match=sentence):
         report(update=str(page(folder, marker)))
+
+
+def test_a_marker_without_an_end_loses_no_text(folder):
+    path = page(folder)
+    whole = path.read_text()
+    for text in (
+        whole.replace("<!-- end -->", "Kept.") + whole,
+        whole + "<!-- diffrl report x -->\n",
+    ):
+        path.write_text(text)
+        for options in ({"update": str(path)}, {"check": str(path)}):
+            with pytest.raises(InputError, match="has no <!-- end --> behind its table"):
+                report(**options)
+        assert path.read_text() == text
+
+
+def test_an_option_without_a_value_is_a_switch(folder):
+    with_value, without = page(folder).read_text(), page(folder, "../results --seeds")
+    report(update=str(without))
+    assert "; 2 / 6)" in without.read_text()
+    assert "--seeds=true" in with_value
+
+
+def test_pages_that_can_not_be_read(tmp_path):
+    (tmp_path / "page.md").write_bytes(b"\xff\xfe")
+    for path in (tmp_path / "page.md", tmp_path / "none.md", tmp_path):
+        with pytest.raises(InputError, match="can not be read"):
+            report(check=str(path))
 
 
 def test_a_page_without_tables(tmp_path):
