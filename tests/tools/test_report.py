@@ -133,19 +133,35 @@ def test_returns_without_a_common_scale(tmp_path):
     assert "no common scale" in render([str(tmp_path / "a.json")], table="statistics")
 
 
+def test_no_row_on_all_datasets(tmp_path):
+    runs = [
+        {"row": row, "dataset": d, "seed": 0, "mean": 1.0, "ref_scores": [0, 1]}
+        for row, d in (("A", "maze"), ("B", "hopper"))
+    ]
+    (tmp_path / "a.json").write_text(json.dumps({"runs": runs}))
+    assert "no row was run on all" in render([str(tmp_path / "a.json")], table="statistics")
+
+
 def test_values_of_any_kind(tmp_path):
-    rows = {"A": {"error": [0.1, 0.3], "note": "a text"}, "B": {"error": 12}}
+    rows = {"A": {"error": [0.1, 0.3], "note": "a text"}, "B": {"error": 0, "note": []}}
     (tmp_path / "a.json").write_text(json.dumps({"columns": ["error", "note"], "rows": rows}))
     table = render([str(tmp_path / "a.json")], table="values").splitlines()
     assert table[0] == "| | error | note |"
     assert table[2] == "| A | 0.200 +- 0.100 (0.100 / 0.300) | a text |"
-    assert table[3] == "| B | 12 | |"
+    assert table[3] == "| B | 0 | |"
+    with pytest.raises(InputError, match="only names 'speed': choose among error, note"):
+        render([str(tmp_path / "a.json")], table="values", only=["speed"])
 
 
 WRONG = {
     "no JSON": "{",
     "holds no results": "[]",
     "give those of diffrl benchmark": '{"runs": [3]}',
+    "a.json' holds no results": '{"row": "A", "trainings": {"m": {}}}',
+    "holds no results: give": '{"runs": [{"row": "A", "dataset": "d", "seed": 0}]}',
+    "must be a lower and a higher return": json.dumps(
+        {"row": "A", "dataset": "d", "seed": 0, "mean": 1.0, "ref_scores": [2.0, 2.0]}
+    ),
     "no finite number": '{"runs": [{"row": "A", "dataset": "d", "seed": 0, "mean": NaN}]}',
     "is there twice": json.dumps(
         {"runs": [{"row": "A", "dataset": "d", "seed": 0, "mean": 1}] * 2}

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
 
+from diffrl_lightning.data.sources.scores import check_scores
 from diffrl_lightning.inputs import InputError
 from diffrl_lightning.tools.benchmarks.statistics import mean_and_error
 
@@ -44,7 +47,7 @@ class Result:
     successes: list[bool] | None = None
     mean: float | None = None
     wall_free_rate: float | None = None
-    ref_scores: list[float] | None = None
+    ref_scores: tuple[float, float] | None = None
     train_seconds: float | None = None
     curve: list[dict[str, float]] = field(default_factory=list)
     chosen: str | None = None
@@ -56,8 +59,12 @@ class Result:
 
     @property
     def return_mean(self) -> float:
-        """Over the test episodes."""
-        return self.mean if self.mean is not None else float(np.mean(self.returns))
+        """Over the test episodes.
+
+        Raises:
+            ValueError: if neither they nor their mean are known.
+        """
+        return fmean(self.returns) if self.mean is None else self.mean
 
     @property
     def score(self) -> float:
@@ -77,13 +84,10 @@ def read_results(paths: Sequence[str | Path]) -> list[Result]:
     found = [result for path in paths for result in _read(Path(path))]
     if not found:
         raise InputError(f"There are no results in {', '.join(map(str, paths))}: run a benchmark.")
-    keys = [(r.row, r.dataset, r.seed) for r in found]
-    for key in keys:
-        if keys.count(key) > 1:
-            row, dataset, seed = key
-            raise InputError(
-                f"{row!r} on {dataset!r} with seed {seed} is there twice: leave one out."
-            )
+    counts = Counter((r.row, r.dataset, r.seed) for r in found)
+    (row, dataset, seed), most = counts.most_common(1)[0]
+    if most > 1:
+        raise InputError(f"{row!r} on {dataset!r} with seed {seed} is there twice: leave one out.")
     return found
 
 
@@ -109,7 +113,7 @@ def _json(path: Path) -> dict[str, Any]:
         found = json.loads(path.read_text("utf-8"))
     except OSError as error:
         raise InputError(f"{str(path)!r} can not be read ({error.strerror}): mend that.") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{str(path)!r} is no JSON ({error}): give results.") from error
     if not isinstance(found, dict):
         raise InputError(f"{str(path)!r} holds no results: give those of diffrl benchmark.")
@@ -118,22 +122,22 @@ def _json(path: Path) -> dict[str, Any]:
 
 def _result(found: Any, path: Path) -> Result:
     """A run's own record, or its line of a summary."""
-    if isinstance(found, dict) and "trainings" in found:
-        trainings = found["trainings"]
-        found = found | {
-            "train_seconds": sum(t["cpu_seconds"] for t in trainings.values()),
-            "device": next((t["device"] for t in trainings.values()), found["device"]),
-        }
+    names = {f.name for f in fields(Result)}
     try:
-        names = {f.name for f in fields(Result)}
-        result = Result(**{k: v for k, v in found.items() if k in names})
-        numbers = np.asarray([result.return_mean, *result.returns], float)
-    except (TypeError, ValueError, AttributeError):
+        given = {k: v for k, v in found.items() if k in names}
+        if trainings := found.get("trainings"):
+            given["train_seconds"] = sum(t["cpu_seconds"] for t in trainings.values())
+            given["device"] = next(t["device"] for t in trainings.values())
+        result = Result(**given)
+        low, high = result.ref_scores or (0.0, 1.0)
+        numbers = np.asarray([result.return_mean, low, high, *result.returns], float)
+    except (TypeError, ValueError, AttributeError, KeyError):
         raise InputError(
             f"{str(path)!r} holds no results: give those of diffrl benchmark."
         ) from None
     if not np.isfinite(numbers).all():
         raise InputError(f"{str(path)!r} has a return that is no finite number: test it again.")
+    check_scores(result.ref_scores, f"ref_scores of {str(path)!r}")
     return result
 
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from diffrl_lightning.inputs import InputError
 from diffrl_lightning.tools.benchmarks.results import Cell, Result, cells
 from diffrl_lightning.tools.benchmarks.statistics import (
     Scores,
@@ -50,12 +51,14 @@ def statistics_table(results: Sequence[Result]) -> str:
         for name, of in table.items()
         if all(d in of for d in datasets)
     }
-    best = max(scores, key=lambda name: interquartile_mean(scores[name]), default=None)
+    if not scores:
+        return "No interquartile mean: no row was run on all of these datasets."
+    best = max(scores, key=lambda name: interquartile_mean(scores[name]))
     rows = []
     for name, of in scores.items():
         low, high = interquartile_interval(of)
         interval = "-" if math.isnan(low) else f"[{low:.1f}, {high:.1f}]"
-        chance = f"{probability_of_improvement(of, scores[str(best)]):.2f}" if name != best else "-"
+        chance = f"{probability_of_improvement(of, scores[best]):.2f}" if name != best else "-"
         rows.append([name, f"{interquartile_mean(of):.1f}", interval, chance])
     return _markdown(["", "IQM", "95 % interval", f"P(above {best})"], rows)
 
@@ -128,6 +131,9 @@ def values_table(
     only: Sequence[str] | None = None,
 ) -> str:
     """Any quantities: of a list, one a training seed, the mean and its standard error over them."""
+    unknown = set(only or ()) - set(columns)
+    if unknown:
+        raise InputError(f"only names {min(unknown)!r}: choose among {', '.join(columns)}.")
     shown = [column for column in columns if not only or column in only]
     lines = [[name, *(_value(row.get(c)) for c in shown)] for name, row in rows.items()]
     return _markdown([title, *shown], lines)
@@ -135,8 +141,10 @@ def values_table(
 
 def _value(value: Any) -> str:
     """A cell: as it is, or with its error; three digits of the greatest, or whole numbers."""
-    if value is None or isinstance(value, str):
-        return value or ""
+    if value in (None, []):
+        return ""
+    if isinstance(value, str):
+        return value
     if not isinstance(value, list):
         return f"{value:g}"
     mean, error = mean_and_error(value)
