@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import platform
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import asdict
@@ -17,15 +16,13 @@ from lightning.pytorch.utilities import rank_zero_only
 from tqdm.auto import tqdm
 
 from diffrl_lightning.callbacks.checkpoint import stop_if_asked
-from diffrl_lightning.callbacks.versions import versions
+from diffrl_lightning.callbacks.versions import run_versions
 from diffrl_lightning.envs.evaluate import Evaluation, evaluate
 from diffrl_lightning.envs.pointmaze import Maze
 from diffrl_lightning.files import write_whole
 from diffrl_lightning.inputs import DEVELOPMENT_SEED, RangeChecked
 from diffrl_lightning.metrics import RolloutMetrics
 from diffrl_lightning.types import Acting, EnvSource, InputError, Policy
-
-_PACKAGES = ("diffrl_lightning", "torch", "lightning", "gymnasium", "numpy")
 
 
 class Rollout(RangeChecked, pl.Callback):
@@ -158,7 +155,7 @@ class Rollout(RangeChecked, pl.Callback):
             "checkpoint": str(trainer.ckpt_path) if trainer.ckpt_path else None,
             "global_step": step,
             "train_seed": module.noise_seed,
-            "versions": {"python": platform.python_version()} | versions(*_PACKAGES),
+            "versions": run_versions(),
         }
         path = Path(self.results_path) if self.results_path else folder / "results.json"
         write_whole(path, json.dumps(record, indent=2) + "\n")

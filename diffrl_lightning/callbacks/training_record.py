@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-import platform
 import time
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 
-from diffrl_lightning.callbacks.versions import device_name, versions
+from diffrl_lightning.callbacks.versions import device_name, run_versions
 from diffrl_lightning.files import write_whole
 from diffrl_lightning.inputs import RangeChecked
-
-_PACKAGES = ("diffrl_lightning", "torch", "lightning", "gymnasium", "mujoco", "numpy")
 
 
 class TrainingRecord(RangeChecked, pl.Callback):
@@ -68,7 +65,7 @@ class TrainingRecord(RangeChecked, pl.Callback):
             "seed": pl_module.noise_seed,
             "dataset": data.datasets if hasattr(data, "datasets") else None,
             "device": device_name(pl_module.device),
-            "versions": {"python": platform.python_version()} | versions(*_PACKAGES),
+            "versions": run_versions(),
         }
         write_whole(path, json.dumps(record, indent=2) + "\n")
 

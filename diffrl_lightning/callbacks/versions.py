@@ -10,6 +10,8 @@ from pathlib import Path
 
 import torch
 
+_OF_RESULTS = ("diffrl_lightning", "torch", "lightning", "gymnasium", "mujoco", "numpy")
+
 
 def versions(*packages: str) -> dict[str, str]:
     """Of each package; one that runs from its folder alone has no version, and says so."""
@@ -20,6 +22,11 @@ def versions(*packages: str) -> dict[str, str]:
         except metadata.PackageNotFoundError:
             found[name] = "not installed"
     return found
+
+
+def run_versions() -> dict[str, str]:
+    """Of Python and of the packages that a result depends on."""
+    return {"python": platform.python_version()} | versions(*_OF_RESULTS)
 
 
 def device_name(device: torch.device) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -136,9 +135,6 @@ def _run_tool(command: str, args: list[str]) -> None:
 
     from diffrl_lightning.cli.parsing import run_function
 
-    if command == "report":  # any number of results, before its options
-        count = next((i for i, arg in enumerate(args) if arg.startswith("-")), len(args))
-        args = [f"--results={json.dumps(args[:count])}"] * bool(count) + args[count:]
     if command not in _ALL_THREADS:
         torch.set_num_threads(1)
     run_function(tool, args, prog=f"diffrl {command}")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from inspect import signature
+from itertools import takewhile
 from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser, auto_cli, set_parsing_settings
@@ -84,14 +86,20 @@ class _ToolParser(SentenceErrors, ArgumentParser):
 def run_function(function: Callable[..., Any], args: Sequence[str], *, prog: str) -> Any:
     """Call a function with arguments of the command line, which it documents.
 
-    Options may be written with dashes within, and switches without ``=true``.
+    Options may be written with dashes within, switches without ``=true``, and a first argument that is
+    a list as words before all options.
     """
-    given = list(_plain_options(function, with_paths(args)))
+    given = list(_plain_options(function, list(with_paths(args))))
     return auto_cli(function, args=given, prog=prog, parser_class=_ToolParser)
 
 
-def _plain_options(function: Callable[..., Any], args: Iterable[str]) -> Iterator[str]:
-    switches = {n for n, p in signature(function).parameters.items() if p.annotation == "bool"}
+def _plain_options(function: Callable[..., Any], args: Sequence[str]) -> Iterator[str]:
+    first, *others = signature(function).parameters.values()
+    switches = {p.name for p in others if p.annotation == "bool"}
+    words = list(takewhile(lambda arg: not arg.startswith("-"), args))
+    if words and first.annotation.startswith("list["):
+        yield f"--{first.name}={json.dumps(words)}"
+        args = args[len(words) :]
     for arg in args:
         option, equals, value = arg.partition("=")
         if option.startswith("--"):

@@ -116,8 +116,9 @@ def _result(future: Future[str]) -> str:
 
 def _print_plan(jobs: Mapping[str, Job], minutes: Mapping[str, float], workers: int) -> None:
     missing = still_to_do(jobs)
+    left = {job.name for job in missing}
     for job in jobs.values():
-        state = "done" if job not in missing else "to resume" if job.begun else "to run"
+        state = "done" if job.name not in left else "to resume" if job.begun else "to run"
         print(f"{state:9s} {minutes[job.name]:6.1f} min  {job.name}")
     hours = sum(minutes[job.name] for job in missing) / 60
     print(

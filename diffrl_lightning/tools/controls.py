@@ -68,9 +68,12 @@ def control_policy(name: str, data: SequenceData, num_envs: int) -> Policy:
     Raises:
         InputError: if the dataset's environment has no maze to plan in, or no box of actions.
     """
-    maze, box = Maze.of_source(data), data.action_space()
-    if name == "random" and box is not None:
+    box = data.action_space()
+    if box is None:
+        raise InputError(f"{data.datasets[0]!r} has no bounds of actions: name its environment.")
+    if name == "random":
         return RandomPolicy(box.low, box.high, num_envs)
+    maze = Maze.of_source(data)
     if maze is None:
         raise InputError(f"{data.datasets[0]!r} has no maze: name a PointMaze dataset.")
     return WaypointPolicy(maze, num_envs)

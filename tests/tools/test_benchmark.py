@@ -200,7 +200,9 @@ WRONG = {
     "seeds must be a list of different": {"seeds": [1, 1]},
     "seeds=.* must be at least 0": {"seeds": [-1]},
     "checkpoint='first' is unknown": {"checkpoint": "first"},
-    "num_episodes of .* must be a int": {"num_episodes": "many"},
+    "num_episodes of .* must be a whole number": {"num_episodes": "many"},
+    "num_episodes of .* must be a whole number, not True": {"num_episodes": True},
+    "the training 'a' needs 'config'": {"trainings": {"a": {}}},
     "waits for itself: a -> b -> a": {
         "trainings": {
             "cloning": {"config": "quickstart"},

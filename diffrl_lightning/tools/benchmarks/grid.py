@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from types import UnionType
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from diffrl_lightning.inputs import DEVELOPMENT_SEED, InputError, check_ranges, one_of, within
 from diffrl_lightning.tools.configs import check_yaml, find_config
@@ -14,6 +15,13 @@ from diffrl_lightning.tools.configs import check_yaml, find_config
 TEST_SEED = 10_000  # of the first test episode
 _REFERENCE = re.compile(r"\{(\w+)\}")  # of another training's checkpoint
 _NAME = re.compile(r"\w[\w .,:=+()-]*")
+_KINDS: dict[Any, str] = {
+    str: "a text",
+    dict: "NAME: VALUE lines",
+    list: "a list",
+    int: "a whole number",
+    float: "a number",
+}
 _Part = TypeVar("_Part", bound="_FromYAML")
 
 
@@ -22,32 +30,29 @@ class _FromYAML:
 
     @classmethod
     def read(cls: type[_Part], found: Any, where: str) -> _Part:
-        """Refuse what is no dictionary of this part's keys.
+        """Refuse what is no dictionary of this part's keys and types.
 
         Raises:
-            InputError: naming the place, and the keys that there are.
+            InputError: naming the place, and what there may be.
         """
         if not isinstance(found, dict):
             raise InputError(f"{where} must hold NAME: VALUE lines, not {found!r}.")
-        known = {f.name: f for f in fields(cls)}  # type: ignore[arg-type]
+        hints = get_type_hints(cls)
         for key, value in found.items():
-            if key not in known:
-                raise InputError(f"{where} has no key {key!r}: choose among {', '.join(known)}.")
-            kinds: dict[str, Any] = {
-                "str": str,
-                "dict": dict,
-                "list": list,
-                "int": int,
-                "float": (int, float),
-            }
-            named = [kind for kind in kinds if re.search(rf"\b{kind}\b", str(known[key].type))]
-            allowed = tuple(kinds[kind] for kind in named)
-            if allowed and not any(isinstance(value, kind) for kind in allowed):
-                raise InputError(f"{key} of {where} must be a {' or '.join(named)}, not {value!r}.")
-        missing = [n for n in cls.needed if n not in found]  # type: ignore[attr-defined]
-        if missing:
-            raise InputError(f"{where} needs {missing[0]!r}.")
+            if key not in hints:
+                raise InputError(f"{where} has no key {key!r}: choose among {', '.join(hints)}.")
+            kinds = {get_origin(kind) or kind for kind in _alternatives(hints[key])}
+            if type(value) not in kinds | ({int} if float in kinds else set()):
+                named = " or ".join(_KINDS[kind] for kind in _KINDS if kind in kinds)
+                raise InputError(f"{key} of {where} must be {named}, not {value!r}.")
+        for name in fields(cls):  # type: ignore[arg-type]
+            if name.default is name.default_factory is MISSING and name.name not in found:
+                raise InputError(f"{where} needs {name.name!r}.")
         return cls(**found)
+
+
+def _alternatives(hint: Any) -> tuple[Any, ...]:
+    return get_args(hint) if isinstance(hint, UnionType) else (hint,)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +65,6 @@ class Data(_FromYAML):
         args: options of ``diffrl fit`` for every training on it.
     """
 
-    needed = ("dataset",)
     dataset: str
     env: str = ""
     args: dict[str, Any] = field(default_factory=dict)
@@ -77,7 +81,6 @@ class Training(_FromYAML):
         minutes: that one run takes, for estimates before any has ended.
     """
 
-    needed = ("config",)
     config: str | list[str]
     args: dict[str, Any] = field(default_factory=dict)
     minutes: float | None = None
@@ -97,7 +100,6 @@ class Row(_FromYAML):
         datasets: names of the datasets that it is for; default all.
     """
 
-    needed = ()
     training: str | None = None
     acting: str | dict[str, Any] = field(default_factory=dict)
     choices: str | dict[str, Any] | None = None
@@ -124,7 +126,6 @@ class Grid(_FromYAML):
         num_gpus: of a run, or a share of one, for ``engine: ray``.
     """
 
-    needed = ("datasets", "rows", "seeds")
     datasets: dict[str, Any]
     rows: dict[str, Any]
     seeds: list[int]
@@ -206,10 +207,10 @@ def _read_row(name: str, found: Any) -> Row:
     choices = row.choices
     if isinstance(choices, str):
         choices = check_yaml(find_config(choices), repr(choices))
-    wrong = [n for n, fields in choices.items() if not isinstance(fields, dict | None)]
+    wrong = [n for n, acting in choices.items() if not isinstance(acting, dict | None)]
     if wrong or not choices:
         raise InputError(f"{where}: choices must hold names, each with the fields that it sets.")
-    return Row(**vars(row) | {"choices": {n: f or {} for n, f in choices.items()}})
+    return replace(row, choices={n: acting or {} for n, acting in choices.items()})
 
 
 def _check(benchmark: Benchmark) -> None:
@@ -279,6 +280,3 @@ def find_data(dataset: str, data_dir: str | Path) -> str:
     if dataset.endswith((".hdf5", ".h5", ".npz")):
         raise InputError(f"There is no {dataset!r} in {str(data_dir)!r}: give its --data_dir.")
     return dataset
-
-
-Engine = Literal["local", "ray"]

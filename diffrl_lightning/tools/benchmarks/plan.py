@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,7 @@ class _Planner:
             for name, data in benchmark.datasets.items()
             if name in wanted
         }
+        self._training_definition = cache(self._training_definition)  # type: ignore[method-assign]
         self.shared = {"threads": benchmark.grid.threads, "num_gpus": benchmark.grid.num_gpus}
 
     def jobs(self) -> dict[str, Job]:

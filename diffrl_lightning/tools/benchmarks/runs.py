@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,7 +15,7 @@ import numpy as np
 import torch
 
 from diffrl_lightning.callbacks.rollout import roll_out
-from diffrl_lightning.callbacks.versions import device_name, revision, versions
+from diffrl_lightning.callbacks.versions import device_name, revision, run_versions
 from diffrl_lightning.data import SequenceData
 from diffrl_lightning.data.sources.base import SourceOptions
 from diffrl_lightning.files import write_whole
@@ -27,8 +26,6 @@ from diffrl_lightning.tools.configs import check_yaml
 from diffrl_lightning.tools.controls import control_policy
 from diffrl_lightning.tools.sources import load_role
 from diffrl_lightning.types import InputError
-
-_PACKAGES = ("diffrl_lightning", "torch", "lightning", "gymnasium", "mujoco", "numpy")
 
 
 def prepare(job: Job) -> None:
@@ -42,10 +39,7 @@ def prepare(job: Job) -> None:
 def fit_args(job: Job) -> list[str]:
     """The arguments of ``diffrl fit`` that train a model, or go on from its last checkpoint."""
     spec, folder = job.spec, Path(job.spec["folder"])
-    checkpoints = {
-        n: checkpoint(Path(f), spec["checkpoint"]) for n, f in spec["checkpoints"].items()
-    }
-    options, last = fill_in(spec["args"], checkpoints), folder / LAST
+    options, last = fill_in(spec["args"], _checkpoints(spec)), folder / LAST
     args = ["fit", *(f"--config={path}" for path in spec["configs"])]
     args += [f"--{name}={_yaml(value)}" for name, value in options.items()]
     args += [
@@ -72,71 +66,71 @@ def checkpoint(folder: Path, which: str) -> str:
 def choose(job: Job) -> None:
     """Roll out all choices in development episodes, and write which one has the highest return."""
     spec = job.spec
-    results: dict[str, dict[str, Any]] = {}
-    for name, acting in spec["choices"].items():
-        results[name] = {"acting": acting, "seed_means": []}
-        for model in spec["models"]:
-            data = _trained_on(model, spec["dataset"])
-            result = _evaluate(_policy(model, acting, anew=True), data, spec)
-            results[name]["seed_means"].append(float(np.mean(result["returns"])))
-    chosen = max(results, key=lambda name: float(np.mean(results[name]["seed_means"])))
-    record = {"row": spec["row"], "chosen": chosen, "choices": results}
-    episodes = {k: spec[k] for k in ("train_seeds", "first_seed", "num_episodes")}
-    _write(job, record | episodes)
+    means: dict[str, list[float]] = {name: [] for name in spec["choices"]}
+    for model in spec["models"]:
+        data, role = _trained_on(model, spec["dataset"]), _role(model)
+        for name, acting in spec["choices"].items():
+            result = _evaluate(_choice_policy(role, model, acting), data, spec)
+            means[name].append(float(np.mean(result["returns"])))
+    record = {
+        "row": spec["row"],
+        "chosen": max(means, key=lambda name: float(np.mean(means[name]))),
+        "choices": {
+            name: {"acting": acting, "seed_means": means[name]}
+            for name, acting in spec["choices"].items()
+        },
+    }
+    _write(job, record | {k: spec[k] for k in ("train_seeds", "first_seed", "num_episodes")})
 
 
 def test(job: Job) -> None:
     """Roll a model out in the test episodes, once, and write all that a table needs of it."""
     spec, model = job.spec, job.spec["model"]
     acting, chosen = spec["acting"], None
-    if spec["choice"]:
-        choice = json.loads(Path(spec["choice"]).read_text("utf-8"))
-        chosen = choice["chosen"]
-        acting = choice["choices"][chosen]["acting"]
     began = time.perf_counter(), time.process_time()
     if model is None:
         data = SequenceData(spec["dataset"], **_source(spec["source"]))
-        policy = control_policy(spec["control"], data, min(spec["num_envs"], spec["num_episodes"]))
+        num_envs = min(spec["num_envs"], spec["num_episodes"])
+        policy = control_policy(spec["control"], data, num_envs)
+    elif spec["choice"] is None:
+        data, role = _trained_on(model, spec["dataset"]), _role(model)
+        policy = role.make_policy(**fill_in(acting, _checkpoints(model)))
     else:
-        data, policy = (
-            _trained_on(model, spec["dataset"]),
-            _policy(model, acting, anew=bool(chosen)),
-        )
+        choice = _read(Path(spec["choice"]))
+        chosen = choice["chosen"]
+        acting = choice["choices"][chosen]["acting"]
+        data = _trained_on(model, spec["dataset"])
+        policy = _choice_policy(_role(model), model, acting)
     result = _evaluate(policy, data, spec)
     seconds = {"wall": time.perf_counter() - began[0], "cpu": time.process_time() - began[1]}
-    with _recorded_use(spec) as use:
-        record = {
-            **{k: spec[k] for k in ("benchmark", "row", "seed", "definition", "control")},
-            "dataset": spec["dataset_name"],
-            "data": json.loads(Path(spec["data"]).read_text("utf-8")),
-            "acting": acting,
-            "chosen": chosen,
-            **result,
-            "ref_scores": data.ref_scores,
-            "test_seconds": seconds,
-            "test_use": use,
-            **_training(model),
-            "env_id": data.env_id,
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "revision": revision(),
-            "device": device_name(torch.device("cpu")),
-            "versions": versions(*_PACKAGES),
-        }
-        _write(job, record)
-
-
-@contextmanager
-def _recorded_use(spec: Mapping[str, Any]) -> Iterator[int]:
-    """How often these test episodes were run for this row and seed; the use is written down."""
     use = {k: spec[k] for k in ("row", "dataset_name", "seed")}
-    path, line = Path(spec["uses"]), json.dumps(use)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+", encoding="utf-8") as file:
-        file.seek(0)
-        count = 1 + sum(other.startswith(line[:-1]) for other in file)
-        now = datetime.now(UTC).isoformat(timespec="seconds")
-        yield count
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    record = {
+        **{k: spec[k] for k in ("benchmark", "row", "seed", "definition", "control")},
+        "dataset": spec["dataset_name"],
+        "data": _read(Path(spec["data"])),
+        "acting": acting,
+        "chosen": chosen,
+        **result,
+        "ref_scores": data.ref_scores,
+        "test_seconds": seconds,
+        "test_use": 1 + _count_uses(Path(spec["uses"]), use),
+        **_training(model),
+        "env_id": data.env_id,
+        "date": now,
+        "revision": revision(),
+        "device": device_name(torch.device("cpu")),
+        "versions": run_versions(),
+    }
+    _write(job, record)
+    with Path(spec["uses"]).open("a", encoding="utf-8") as file:
         file.write(json.dumps(use | {"definition": spec["definition"], "date": now}) + "\n")
+
+
+def _count_uses(path: Path, use: Mapping[str, Any]) -> int:
+    """How often a row's test episodes were run before with this training seed."""
+    lines = path.read_text("utf-8").splitlines() if path.exists() else []
+    return sum(use.items() <= json.loads(line).items() for line in lines)
 
 
 def _evaluate(policy: Any, data: SequenceData, spec: Mapping[str, Any]) -> dict[str, Any]:
@@ -163,17 +157,19 @@ def _evaluate(policy: Any, data: SequenceData, spec: Mapping[str, Any]) -> dict[
     return result | {k: found[k] for k in ("wall_free_rate", "decision_ms") if k in found}
 
 
-def _policy(model: Mapping[str, Any], acting: Mapping[str, Any], *, anew: bool) -> Any:
-    """A fresh policy of a model, with these fields of its way to act.
+def _role(model: Mapping[str, Any]) -> Any:
+    return load_role(checkpoint(Path(model["folder"]), model["checkpoint"]), "a role")
 
-    The others are as its configuration has them, or ``anew`` as the class has them, which choices
-    mean: they stand beside each other.
-    """
-    folders, which = model["checkpoints"], model["checkpoint"]
-    known = {n: checkpoint(Path(f), which) for n, f in folders.items()}
-    role = load_role(checkpoint(Path(model["folder"]), which), "a role")
-    base = role.acting() if anew and role.acting else None
-    return role.make_policy(base, **fill_in(dict(acting), known))
+
+def _choice_policy(role: Any, model: Mapping[str, Any], acting: Mapping[str, Any]) -> Any:
+    """A fresh policy that acts by a choice: fields over the class's defaults, as compare's rows."""
+    base = role.acting and role.acting()  # rather than as it was trained
+    return role.make_policy(base, **fill_in(acting, _checkpoints(model)))
+
+
+def _checkpoints(model: Mapping[str, Any]) -> dict[str, str]:
+    """Of all trainings that a row refers to, by name."""
+    return {n: checkpoint(Path(f), model["checkpoint"]) for n, f in model["checkpoints"].items()}
 
 
 def _config(model: Mapping[str, Any]) -> dict[str, Any]:
@@ -195,15 +191,11 @@ def _training(model: Mapping[str, Any] | None) -> dict[str, Any]:
     """What a model cost, by training, its learning curve and its configuration."""
     if model is None:
         return {"trainings": {}, "curve": [], "configuration": None}
-    records = {
-        name: json.loads((Path(folder) / "training.json").read_text("utf-8"))
-        for name, folder in model["checkpoints"].items()
-    }
+    records = {n: _read(Path(f) / "training.json") for n, f in model["checkpoints"].items()}
     kept = ("role", "updates", "wall_seconds", "cpu_seconds", "device", "versions")
-    own = json.loads((Path(model["folder"]) / "training.json").read_text("utf-8"))
     return {
         "trainings": {n: {k: r[k] for k in kept} for n, r in records.items()},
-        "curve": own["curve"],
+        "curve": _read(Path(model["folder"]) / "training.json")["curve"],
         "configuration": without_folders(_config(model)),
     }
 
@@ -222,6 +214,9 @@ def _yaml(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text("utf-8"))
+
+
 def _write(job: Job, record: Mapping[str, Any]) -> None:
-    os.makedirs(Path(job.result).parent, exist_ok=True)
     write_whole(job.result, json.dumps(record, indent=1) + "\n")
