@@ -145,5 +145,25 @@ OTHERS = [
     ("configs: an unknown one", tool("configs", "diffuser/hoper"), "diffuser/hopper"),
     ("configs: into a file's folder", tool("configs", "quickstart", "-o",
                                            lambda w: f"{w.data}/mine.yaml"), "mine.yaml|data.hdf5"),
+    # Benchmarks and their reports
+    ("benchmark: a misspelt one", tool("benchmark", "benchmarks/smok"), "benchmarks/smoke"),
+    ("benchmark: no workers", tool("benchmark", "benchmarks/smoke", "--workers=0"), "workers"),
+    ("benchmark: an unknown engine", tool("benchmark", "benchmarks/smoke", "--engine=slurm"),
+     "engine"),
+    ("benchmark: its data are not there", tool("benchmark", "benchmarks/core"), "data_dir"),
+    ("benchmark: a configuration of fit", tool("benchmark", "quickstart"), "datasets"),
+    ("benchmark: an unknown row", tool(
+        "benchmark", "benchmarks/smoke", "--only=[nobody]"), "nobody"),
+    ("report: nothing", tool("report"), "results"),
+    ("report: no such results", tool("report", "nowhere.json"), "nowhere.json"),
+    ("report: data", tool("report", data), "data.hdf5"),
+    ("report: a page without tables", tool(
+        "report", lambda w: f"--check={w.file('page.md', 'text')}"), "table"),
+    ("report: a page of bytes", tool(
+        "report", lambda w: f"--update={w.file('bytes.md', bytes([255, 254]))}"), "bytes.md"),
+    ("report: a marker without an end", tool("report", lambda w: "--update=" + w.file(
+        "open.md", "<!-- diffrl report x.json -->\ntext\n")), "end"),
+    ("report: code in place of results", tool("report", lambda w: w.file(
+        "code.json", "!!python/object/apply:os.system [touch canary]")), "code.json"),
 ]  # fmt: skip
 TABLE = [Attack(name, args, words, *more) for name, args, words, *more in (*RANGES, *OTHERS)]
